@@ -67,9 +67,9 @@ def frames_from_tensor(tensor: Any, value_range: tuple[float, float] | None = No
     """Convert a tensor or array of frames to a clip.
 
     Layouts: [F,3,H,W], [3,F,H,W], [F,H,W,3], [B,3,F,H,W], [B,F,3,H,W], [B,F,H,W,3], [3,H,W], [H,W,3]; channels may
-    also be 1 (grey) or 4 (alpha is dropped). Integers are taken as 0..255; floats as `value_range`, or what their values
-    suggest ([-1, 1], [0, 1] or [0, 255], said in `notes`). Several clips of a batch are laid end to end. NaN and Inf become
-    black and are counted per frame. Raises ParityError for any other shape or for no frame.
+    also be 1 (grey) or 4 (alpha is dropped). Integers are taken as 0..255; floats as `value_range`, or what their
+    values suggest ([-1, 1], [0, 1] or [0, 255], said in `notes`). Several clips of a batch are laid end to end. NaN
+    and Inf become black and are counted per frame. Raises ParityError for any other shape or for no frame.
     """
     values = _as_numpy(tensor)
     frames, notes = _frames_last(values)

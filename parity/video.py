@@ -69,8 +69,8 @@ class Defects:
 class ClipComparison:
     """Figures per common frame [F], defects of both sides, and hints (sentences) on what would explain the difference.
 
-    `psnr` in dB (inf = equal); `mean_shift` is mean(port) - mean(reference) and `max_abs`, `block` are in levels. `shift`
-    is k when port frame i + k shows what reference frame i shows. `reasons` says why `first_bad` is bad.
+    `psnr` in dB (inf = equal); `mean_shift` is mean(port) - mean(reference) and `max_abs`, `block` are in levels.
+    `shift` is k when port frame i + k shows what reference frame i shows. `reasons` says why `first_bad` is bad.
     """
 
     verdict: Literal["match", "diverged", "incomparable"]
@@ -258,7 +258,7 @@ def _motion(frames: Frames) -> Floats:
 
 
 def _spikes(series: Floats) -> Floats:
-    """|x[i] - median(x[i-1], x[i], x[i+1])|: the height of a jump that returns; zero on cuts, ramps and at both ends."""
+    """|x[i] - median(x[i-1], x[i], x[i+1])|: how high a jump that returns is; 0 on cuts, ramps and at the ends."""
     result = np.zeros_like(series)
     if len(series) > 2:
         result[1:-1] = np.abs(series[1:-1] - np.median([series[:-2], series[1:-1], series[2:]], axis=0))

@@ -1,0 +1,105 @@
+"""Differences in form that are no differences in meaning: the same values in another order along one axis, undone before anyone else looks.
+
+A rotary convention that de-interleaves its output permutes q and k alike; the scores do not change. Such a divergence is benign only when the module that
+made it has an agreeing output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from parity.align import Alignment
+from parity.result import Row
+from parity.trace import Trace
+
+_MOST = 4096  # axis lengths above this are not tried
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """The port's value is the reference's with `axis` taken in the order `index`."""
+
+    axis: int
+    index: tuple[int, ...]
+
+    def apply(self, value: Tensor) -> Tensor:
+        return value.index_select(self.axis, torch.tensor(self.index, device=value.device))
+
+
+def find_permutation(r: Tensor, p: Tensor, tolerance: float) -> Permutation | None:
+    """Return the permutation of one axis (last axis first) that turns `r` into `p` up to a relative L2 error of `tolerance`."""
+    if r.shape != p.shape or r.numel() == 0 or not r.is_floating_point():
+        return None
+    r, p = r.detach().double().cpu(), p.detach().double().cpu()
+    if not (torch.isfinite(r).all() and torch.isfinite(p).all()):
+        return None
+    norm = float(torch.linalg.vector_norm(r))
+    for axis in reversed(range(r.dim())):
+        size = r.shape[axis]
+        if not 2 <= size <= _MOST or r.numel() == size:
+            continue
+        index = _match_rows(r.movedim(axis, 0).reshape(size, -1), p.movedim(axis, 0).reshape(size, -1))
+        if index is None or index == tuple(range(size)):
+            continue
+        found = Permutation(axis, index)
+        if float(torch.linalg.vector_norm(found.apply(r) - p)) <= tolerance * norm:
+            return found
+    return None
+
+
+def _match_rows(r: Tensor, p: Tensor) -> tuple[int, ...] | None:
+    """Return, for each row of p, the row of r nearest to it, when that is one to one."""
+    r, p = r[:, :256], p[:, :256]
+    nearest = torch.cdist(p, r).argmin(dim=1)
+    return tuple(nearest.tolist()) if torch.unique(nearest).numel() == r.shape[0] else None
+
+
+def excuse_permutations(
+    rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trace
+) -> tuple[list[Row], dict[str, Callable[[Tensor], Tensor]], list[str]]:
+    """Take back divergences that are benign permutations.
+
+    Returns the rows, how the port orders each excused site, and one note a site. A site is excused as a whole or not at all: every
+    record of it that diverges must be permuted alike, and the enclosing module's output must agree at those coordinates.
+    """
+    pairs = {pair.reference.key: pair for pair in alignment.pairs}
+    outputs = {(r.site, tuple(r.coords.items())): r for r in rows if not r.diverged}
+    by_site: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.diverged and row.error == row.error:
+            by_site.setdefault(row.site, []).append(row)
+    excused: dict[str, Permutation] = {}
+    for site, bad in by_site.items():
+        found: Permutation | None = None
+        for row in bad:
+            pair = pairs[row.key]
+            r, p = reference.tensor(row.key), pair.port_tensor(port)
+            if r is None or p is None or (pair.reference.role != "state" and not _consumer_agrees(row, pair.reference.module, outputs)):
+                found = None
+                break
+            here = find_permutation(r, p, max(row.floor, 1e-6))
+            if here is None or (found is not None and here != found):
+                found = None
+                break
+            found = here
+        if found is not None:
+            excused[site] = found
+    if not any(pairs[by_site[s][0].key].reference.role != "state" for s in excused):
+        excused = {}  # a cache alone in another order is not excused: its keys must be permuted where they are made
+    new = [replace(r, diverged=False, how="permuted", error=0.0) if r.diverged and r.site in excused else r for r in rows]
+    notes = [f"{site}: the same values in another order along axis {perm.axis} (benign: the module's output agrees)" for site, perm in excused.items()]
+    return new, {site: perm.apply for site, perm in excused.items()}, notes
+
+
+def _consumer_agrees(row: Row, module: str, agreeing: dict[tuple[str, tuple[tuple[str, int], ...]], Row]) -> bool:
+    coords = tuple((axis, i) for axis, i in row.coords.items() if axis != "call")
+    path = module
+    while path:
+        if (path, coords) in agreeing:
+            return True
+        path = path.rpartition(".")[0]
+    return False

@@ -1,0 +1,63 @@
+"""Recording a trace. Imports with torch, numpy and safetensors alone, so that it works inside somebody else's environment.
+
+`parity.capture(model, inputs)` is the short way: the module itself is callable.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from parity.capture.probes import Call, Function, Modules, Probe, Scope, State
+from parity.capture.recorder import Recorder
+from parity.trace import Trace
+
+__all__ = ["Call", "Function", "Modules", "Recorder", "Scope", "State", "capture"]
+
+
+def capture(model: nn.Module, inputs: Any, *, probes: list[Probe] | None = None, keep: bool = True, path: Path | None = None) -> Trace:
+    """Run `model` on `inputs` (a tuple or a dict of arguments) once and return its trace; write it to `path` when given.
+
+    >>> trace = parity.capture(model, (x,), path="reference.trace")
+    """
+    import torch
+
+    from parity.capture.environment import describe_environment
+    from parity.store import TraceWriter
+    from parity.trace import Manifest
+
+    manifest = Manifest(environment=describe_environment(), complete=False)
+    args, kwargs = split_inputs(inputs)
+    with torch.no_grad():
+        if path is None:
+            with Recorder(probes or [Modules(model)], keep=keep, manifest=manifest) as recorder:
+                model(*args, **kwargs)
+            return recorder.trace
+        with TraceWriter(Path(path), manifest) as writer, Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest):
+            model(*args, **kwargs)
+    from parity.store import load_trace
+
+    return load_trace(Path(path))
+
+
+def split_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments: a mapping is keywords, a tuple or list is positional, anything else is the one argument."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+class _CallableModule(types.ModuleType):
+    """`parity.capture` is both a package (importable alone) and the function of the public interface."""
+
+    __call__ = staticmethod(capture)
+
+
+sys.modules[__name__].__class__ = _CallableModule

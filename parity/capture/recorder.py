@@ -1,0 +1,350 @@
+"""The recorder: attaches probes, writes down what happens, and takes everything off again.
+
+Recording changes nothing: no random numbers are drawn, tensors are copied before anyone can change them in place, and every hook and wrapper
+is removed on exit, also after an exception. With `override` it can put other values in place of what it has just recorded (teacher forcing, isolation).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from parity.capture import nested
+from parity.capture.probes import Call, Function, Modules, Probe, Scope, State
+from parity.capture.sketch import digest, sketch, stats
+from parity.errors import CaseError
+from parity.names import NameMap, Target
+from parity.result import format_key
+from parity.trace import Manifest, Record, Trace
+
+Override = Callable[[str, Mapping[str, int], Tensor], Tensor | None]
+Keep = Callable[[str, Mapping[str, int]], bool]
+
+
+class Sink(Protocol):
+    """Where records go besides (or instead of) memory."""
+
+    def write(self, record: Record, tensor: Tensor | None) -> None: ...
+
+
+class Recorder:
+    """Record a run: `with Recorder(probes) as recorder: model(x)`; then `recorder.trace`.
+
+    keep: which records keep their full tensor (True, False or a predicate of site and coordinates); the others keep statistics, hash and
+        sketch. digests: also take statistics, hash and sketch of records that keep their tensor.
+    names: renames port sites to reference sites and layouts while they are recorded.
+    override: called with site, coordinates and the recorded value (reference layout); what it returns replaces the value in the run.
+    watch: called after each record (the drill-down cuts the operation log by it).
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        *,
+        keep: bool | Keep = True,
+        digests: bool = True,
+        names: NameMap | None = None,
+        override: Override | None = None,
+        sink: Sink | None = None,
+        watch: Callable[[Record], None] | None = None,
+        manifest: Manifest | None = None,
+    ) -> None:
+        self.probes = tuple(probes)
+        self.keep: Keep = keep if callable(keep) else (lambda site, coords: bool(keep))
+        self.digests = digests
+        self.names = names or NameMap()
+        self.override = override
+        self.sink = sink
+        self.watch = watch
+        self.trace = Trace(manifest=manifest or Manifest(complete=False))
+        self.coords: dict[str, int] = {}
+        self.modules: list[str] = []
+        self._turns: list[Counter[str]] = [Counter()]
+        self._seen: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, tuple[tuple[str, int], ...]]] = Counter()
+        self._stack = ExitStack()
+        self._paused = 0
+
+    def __enter__(self) -> Recorder:
+        try:
+            for probe in self.probes:
+                if isinstance(probe, Modules):
+                    self._attach_modules(probe)
+            for owner, name, group in _by_target(self.probes):
+                self._stack.callback(_wrap(owner, name, functools.partial(self._around, group)))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stack.close()
+        self.trace = self.trace.with_manifest(complete=kind is None)
+
+    # -- records ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def record(self, site: str, value: Tensor, kind: str, role: str) -> Tensor | None:
+        """Write one tensor down; return its replacement in the run, or None."""
+        if self._paused or _is_fake(value):
+            return None
+        replaced: Tensor | None = None
+        for target in self.names.targets(site) or ():
+            current = value if replaced is None else replaced
+            new = self._record_target(target, site, current, kind, role)
+            replaced = replaced if new is None else new
+        return replaced
+
+    def _record_target(self, target: Target, origin: str, value: Tensor, kind: str, role: str) -> Tensor | None:
+        layout = target.layout
+        try:
+            seen = target.to_reference(value)
+        except Exception:  # the pattern does not fit this value: record it as it is and let the shapes speak
+            seen, layout = value, f"{target.layout} (does not fit)"
+        coords = self._coords(target.site)
+        keep = self.keep(target.site, coords)
+        tensor = seen.detach().clone(memory_format=torch.contiguous_format) if keep else None
+        with self._pause():
+            full = self.digests or not keep
+            record = Record(
+                site=target.site,
+                coords=coords,
+                kind=kind,
+                order=len(self.trace),
+                shape=tuple(seen.shape),
+                dtype=str(seen.dtype).removeprefix("torch."),
+                stats=stats(seen) if full else None,
+                digest=digest(seen) if full else "",
+                sketch=sketch(seen) if full else None,
+                module=self.modules[-1] if self.modules else "",
+                role=role,
+                origin=origin if origin != target.site else "",
+                layout=layout,
+            )
+            if self.sink is not None:
+                self.sink.write(record, tensor)
+                self.trace.add(record)
+            else:
+                self.trace.add(record, tensor)
+            if self.watch is not None:
+                self.watch(record)
+            new = self.override(target.site, coords, seen) if self.override is not None else None
+            return None if new is None else target.to_port(new, value)
+
+    def _coords(self, site: str) -> dict[str, int]:
+        key = format_key(site, self.coords)
+        call = self._seen[key]
+        self._seen[key] += 1
+        return self.coords | {"call": call} if call else dict(self.coords)
+
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        """Nothing the recorder itself computes is recorded."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    def _many(self, site: str, value: Any, kind: str, role: str) -> Any:
+        """Record every tensor inside `value`; return `value` with replacements."""
+        return nested.replace(value, lambda path, t: self.record(f"{site}.{path}" if path else site, t, kind, role))
+
+    # -- modules ------------------------------------------------------------------------------------------------------
+
+    def _attach_modules(self, probe: Modules) -> None:
+        wanted, skipped = re.compile(probe.pattern), re.compile(probe.skip) if probe.skip else None
+        for path, module in probe.root.named_modules():
+            site = probe.prefix + path if path else probe.prefix + probe.name if probe.prefix else probe.name
+            observed = bool(wanted.fullmatch(path)) and not (skipped and skipped.fullmatch(path))
+            before = functools.partial(self._before, probe, site, observed)
+            after = functools.partial(self._after, probe, site, observed)
+            self._stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            self._stack.callback(module.register_forward_hook(after, always_call=True).remove)
+
+    def _before(self, probe: Modules, site: str, observed: bool, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if self._paused:
+            return None
+        self.modules.append(site)
+        self._turns.append(Counter())
+        if not (observed and probe.inputs):
+            return None
+        names = _argument_names(type(module))
+        new_args = tuple(
+            self._many(f"{site}.in.{names[i] if i < len(names) else i}", a, _kind(probe, site, "input"), "in")
+            for i, a in enumerate(args)
+        )
+        new_kwargs = {k: self._many(f"{site}.in.{k}", v, _kind(probe, site, "input"), "in") for k, v in kwargs.items()}
+        return new_args, new_kwargs
+
+    def _after(self, probe: Modules, site: str, observed: bool, module: nn.Module, args: Any, result: Any) -> Any:
+        if self._paused:
+            return None
+        new = self._many(site, result, _kind(probe, site, "activation"), "out") if observed and probe.outputs else result
+        if self.modules and self.modules[-1] == site:
+            self.modules.pop()
+            self._turns.pop()
+        return new if new is not result else None
+
+    # -- functions ----------------------------------------------------------------------------------------------------
+
+    def _around(self, group: Sequence[Probe], function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run one observed call: scopes first, then arguments, the call, results, states."""
+        if self._paused:
+            return function(*args, **kwargs)
+        bound = _bind(function, args, kwargs)
+        call = Call(bound.arguments if bound else dict(enumerate(args)) | kwargs, None, self.coords)  # type: ignore[arg-type]
+        outer = self.coords
+        try:
+            for probe in group:
+                if isinstance(probe, Scope):
+                    self._enter_scope(probe, call)
+            call = Call(call.args, None, self.coords)
+            self._read_states(group, call, before=True)
+            changed = self._record_args(group, call)
+            if changed and bound is not None:
+                bound.arguments.update(changed)
+                args, kwargs = bound.args, bound.kwargs
+            result = function(*args, **kwargs)
+            call = Call(call.args, result, self.coords)
+            for probe in group:
+                if isinstance(probe, Function):
+                    call = Call(call.args, self._record_result(probe, call), self.coords)
+            self._read_states(group, call, before=False)
+            return call.result
+        finally:
+            self.coords = outer
+
+    def _enter_scope(self, probe: Scope, call: Call) -> None:
+        key = (probe.axis, tuple(self.coords.items()))
+        index = probe.index(call) if probe.index else self._counts[key]
+        self._counts[key] += 1
+        self.coords = {**self.coords, probe.axis: index}
+
+    def _record_args(self, group: Sequence[Probe], call: Call) -> dict[str, Any]:
+        changed = {}
+        for probe in group:
+            if not isinstance(probe, Function):
+                continue
+            for name, label in probe.args.items():
+                if name not in call.args:
+                    raise CaseError(f"probe on {probe.name}: no argument '{name}', there are {list(call.args)}")
+                old = changed.get(name, call.args[name])
+                value = torch.as_tensor(old) if isinstance(old, (int, float)) else old
+                new = self._many(self._label(label, call), value, probe.arg_kinds.get(name, probe.kind), "in")
+                if new is not value:
+                    changed[name] = new
+        return changed
+
+    def _record_result(self, probe: Function, call: Call) -> Any:
+        if not probe.site:
+            return call.result
+        value = probe.pick(call) if probe.pick else call.result
+        if isinstance(probe.site, tuple) and probe.each:
+            parts = list(value)
+            labels = [self._label(label, call) for label in probe.site]
+            new_parts = [self._many(s, v, probe.kind, "function") if s else v for s, v in zip(labels, parts, strict=True)]
+            changed = any(a is not b for a, b in zip(new_parts, parts, strict=True))
+            return type(value)(new_parts) if changed and probe.pick is None else call.result
+        if callable(probe.site):
+            site = probe.site(call)
+        elif isinstance(probe.site, tuple):
+            turn = f"{id(probe)}"
+            site = probe.site[self._turns[-1][turn] % len(probe.site)]
+            self._turns[-1][turn] += 1
+        else:
+            site = probe.site
+        if not site:
+            return call.result
+        new = self._many(self._label(site, call), value, probe.kind, "function")
+        return new if probe.pick is None else call.result
+
+    def _read_states(self, group: Sequence[Probe], call: Call, before: bool) -> None:
+        for probe in group:
+            if isinstance(probe, State) and probe.before == before:
+                with self._pause():
+                    found = dict(probe.read(call))
+                for label, value in found.items():
+                    self._many(self._label(label, call), value, probe.kind, "state")
+
+    def _label(self, label: str, call: Call) -> str:
+        if "{module}" not in label:
+            return label
+        module = self.modules[-1] if self.modules else ""
+        return label.replace("{module}", module) if module else label.replace("{module}.", "").replace("{module}", "")
+
+
+# -- wrapping ---------------------------------------------------------------------------------------------------------
+
+
+def _by_target(probes: Sequence[Probe]) -> Iterator[tuple[Any, str, list[Probe]]]:
+    """Group the probes on functions by what they wrap, so that one wrapper serves all of them."""
+    groups: dict[tuple[int, str], tuple[Any, str, list[Probe]]] = {}
+    for probe in probes:
+        if not isinstance(probe, Modules):
+            groups.setdefault((id(probe.owner), probe.name), (probe.owner, probe.name, []))[2].append(probe)
+    yield from groups.values()
+
+
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+    """Replace `owner.name` by a wrapper; return the function that puts it back exactly as it was."""
+    try:
+        static = inspect.getattr_static(owner, name)
+        function = getattr(owner, name)
+    except AttributeError:
+        raise CaseError(f"probe: {owner!r} has no function '{name}'") from None
+    own = name in getattr(owner, "__dict__", {})
+    if isinstance(owner, type) and not isinstance(static, (staticmethod, classmethod)):
+        function = static  # keep `self` among the arguments
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(function, args, kwargs)
+
+    setattr(owner, name, staticmethod(wrapper) if isinstance(static, (staticmethod, classmethod)) else wrapper)
+
+    def undo() -> None:
+        if own:
+            setattr(owner, name, static)
+        else:
+            delattr(owner, name)
+
+    return undo
+
+
+def _bind(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.BoundArguments | None:
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return None
+    bound.apply_defaults()
+    return bound
+
+
+@functools.lru_cache(maxsize=None)
+def _argument_names(cls: type[nn.Module]) -> tuple[str, ...]:
+    try:
+        parameters = inspect.signature(cls.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return tuple(p.name for p in list(parameters)[1:] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def _kind(probe: Modules, site: str, default: str) -> str:
+    for pattern, kind in probe.kinds.items():
+        if re.fullmatch(pattern, site):
+            return kind
+    return default
+
+
+def _is_fake(value: Tensor) -> bool:
+    """Tensors without data (meta device, tracing) are not recorded."""
+    return value.is_meta or type(value).__name__ in ("FakeTensor", "FunctionalTensor")

@@ -1,0 +1,138 @@
+"""The fingerprint of a tensor: statistics, an exact hash and a linear sketch, on the device where it lies.
+
+For a tensor x in logical (row-major) order the sketch adds up s(i)·x[i] into bucket i mod K, with an independent sign s(i) per element from
+an integer hash of i. It is linear, so ‖sketch(x) − sketch(y)‖ estimates ‖x − y‖ with a relative standard deviation of about
+sqrt(2/K)/2 ≈ 2 % (DESIGN.md section 4; Charikar et al. 2002). K is prime and coprime to the last axis, so that an error in one channel
+spreads over all buckets. The exact hash is multilinear over the bits, modulo 2^64 (Lemire and Kaser 2014): integer sums, so it is
+the same on every device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from parity.trace import Stats
+
+BUCKETS = (1021, 1019)
+_BLOCK = 1 << 20
+_CACHED_BLOCKS = 8
+
+
+def buckets(shape: Sequence[int]) -> int:
+    """Return the number of sketch buckets for a shape: a prime that does not divide the last axis."""
+    last = shape[-1] if len(shape) else 1
+    return BUCKETS[0] if last % BUCKETS[0] else BUCKETS[1]
+
+
+def sketch(value: Tensor) -> Tensor:
+    """Return the linear sketch of `value`, float64 [K] on the CPU. Non-finite elements count as zero."""
+    flat = _flat(value)
+    total = torch.zeros(buckets(value.shape), dtype=torch.float64, device=flat.device)
+    width = total.numel()
+    for start, block in _blocks(flat):
+        signed = block.to(torch.float64)
+        if value.is_floating_point() or value.is_complex():
+            signed = torch.nan_to_num(signed, nan=0.0, posinf=0.0, neginf=0.0)
+        signed = torch.where(_hashes(start // _BLOCK, str(flat.device))[: block.numel()] < 0, -signed, signed)
+        total += _fold(signed, start % width, width)
+    return total.cpu()
+
+
+def stats(value: Tensor) -> Stats:
+    """Return count, census of non-finite values, and min, max, sum and sum of squares of the finite ones."""
+    flat = _flat(value)
+    if flat.numel() == 0:
+        return Stats(count=0)
+    wide = flat.to(torch.float64)
+    total, squares = float(wide.sum()), float(wide.dot(wide))
+    zeros = int(flat.numel() - torch.count_nonzero(flat))
+    if squares == squares and squares != float("inf"):
+        low, high = torch.aminmax(wide)
+        return Stats(flat.numel(), 0, 0, 0, zeros, None, float(low), float(high), total, squares)
+    finite = torch.isfinite(wide)
+    good = wide[finite]
+    bad = int(torch.argmin(finite.to(torch.uint8))) if good.numel() < wide.numel() else None
+    return Stats(
+        count=flat.numel(),
+        nan=int(torch.isnan(wide).sum()),
+        posinf=int((wide == float("inf")).sum()),
+        neginf=int((wide == float("-inf")).sum()),
+        zeros=zeros,
+        first_nonfinite=bad,
+        min=float(good.min()) if good.numel() else 0.0,
+        max=float(good.max()) if good.numel() else 0.0,
+        sum=float(good.sum()),
+        sumsq=float(good.dot(good)),
+    )
+
+
+def digest(value: Tensor) -> str:
+    """Return an exact hash of dtype, shape and bits (any NaN counts as the same NaN), 32 hex digits, equal on every device."""
+    head = f"{value.dtype}{tuple(value.shape)}"
+    low = high = functools.reduce(lambda h, c: (h * 1099511628211 ^ c) & 0xFFFFFFFFFFFFFFFF, head.encode(), 14695981039346656037)
+    flat = _flat(value)
+    if flat.is_floating_point() and flat.element_size() >= 2 and bool(torch.isnan(flat).any()):
+        flat = torch.where(torch.isnan(flat), torch.full_like(flat, float("nan")), flat)
+    bits = _bits(flat)
+    for start, block in _blocks(bits):
+        block = block.to(torch.int64) + start + 1
+        weights = _hashes(start // _BLOCK, str(bits.device))[: block.numel()].to(torch.int64)
+        low += int((block * (weights * 2 + 1)).sum()) & 0xFFFFFFFFFFFFFFFF
+        high += int((block * (weights * 0x9E3779B1 + 0x7F4A7C15)).sum()) & 0xFFFFFFFFFFFFFFFF
+    return f"{low & 0xFFFFFFFFFFFFFFFF:016x}{high & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+def distance(left: Tensor, right: Tensor) -> float:
+    """Estimate ‖x − y‖₂ from the sketches of x and y."""
+    return float(torch.linalg.vector_norm(left - right))
+
+
+def _flat(value: Tensor) -> Tensor:
+    value = value.detach()
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
+    if value.dtype == torch.bool:
+        value = value.to(torch.uint8)
+    return value.reshape(-1)
+
+
+def _bits(flat: Tensor) -> Tensor:
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    return flat.contiguous().view(integer)
+
+
+def _blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, flat.numel(), _BLOCK):
+        yield start, flat[start : start + _BLOCK]
+
+
+def _fold(signed: Tensor, shift: int, width: int) -> Tensor:
+    """Add element j into bucket (j + shift) mod width."""
+    rows = -(-(signed.numel() + shift) // width)
+    padded = torch.zeros(rows * width, dtype=signed.dtype, device=signed.device)
+    padded[shift : shift + signed.numel()] = signed
+    return padded.view(rows, width).sum(0)
+
+
+def _hashes(block: int, device: str) -> Tensor:
+    """Return the signed 32-bit hashes of the indices of one block of 2^20; the first blocks are kept."""
+    return _kept_hashes(block, device) if block < _CACHED_BLOCKS else _make_hashes(block, device)
+
+
+@functools.lru_cache(maxsize=2 * _CACHED_BLOCKS)
+def _kept_hashes(block: int, device: str) -> Tensor:
+    return _make_hashes(block, device)
+
+
+def _make_hashes(block: int, device: str) -> Tensor:
+    """lowbias32 (Wellons 2018) of the low 32 bits of the index, mixed with the high ones; exact integer arithmetic in int64."""
+    index = torch.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=torch.int64, device=device)
+    x = (index & 0xFFFFFFFF) ^ ((index >> 32) * 0x9E3779B1 & 0xFFFFFFFF)
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    x = x ^ (x >> 16)
+    return (x - (x >> 31 << 32)).to(torch.int32)

@@ -1,0 +1,229 @@
+"""Numbers: how far each pair of records is apart. Then, against the floors, which of them diverge. No opinion about why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from parity.align import Alignment, Pair
+from parity.capture.sketch import distance, sketch
+from parity.floors import UNIT, Floors
+from parity.result import Divergence, Row
+from parity.trace import Record, Trace
+
+_SMALL = 1e-4  # a record this much smaller than its site usually is, is judged on the site's scale
+
+
+def measure(pairs: Iterable[Pair], reference: Trace, port: Trace, floors: Floors) -> list[Row]:
+    """Measure every pair, in the reference's order."""
+    pairs = list(pairs)
+    scales = _scales(p.reference for p in pairs)
+    return [_measure_pair(pair, reference, port, floors, scales) for pair in pairs]
+
+
+def judge(rows: Iterable[Row], alignment: Alignment, reference: Trace, port: Trace, tier: str = "run") -> list[Divergence]:
+    """Return the divergences in the reference's order: values over their floors, other shapes, non-finite values, missing and extra calls."""
+    by_key = {pair.reference.key: pair for pair in alignment.pairs}
+    found = [_divergence(row, by_key[row.key], reference, port, tier) for row in rows if row.diverged]
+    for record in alignment.missing:
+        found.append(_lone(record, "missing", record.order, "the port did not compute this", tier))
+    for record, order in alignment.extra:
+        found.append(_lone(record, "extra", order, "the reference did not compute this", tier))
+    return sorted(found, key=lambda d: d.order)
+
+
+def relative_l2(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
+    """‖p − r‖₂ / max(‖r‖₂, scale), in float64; 0 when both are zero."""
+    p, r = _wide(p), _wide(r)
+    whole = max(float(torch.linalg.vector_norm(r)), scale)
+    apart = float(torch.linalg.vector_norm(p - r))
+    if whole == 0:
+        whole = float(torch.linalg.vector_norm(p))
+    return apart / whole if whole > 0 else 0.0
+
+
+def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
+    """Return the reference's error against its higher-precision run, by key (floating records that both have)."""
+    scales = _scales(reference)
+    errors = {}
+    for record in reference:
+        r, h = reference.tensor(record.key), precise.tensor(record.key)
+        if r is None or h is None or not record.is_float or r.shape != h.shape:
+            continue
+        finite = torch.isfinite(_wide(r)) & torch.isfinite(_wide(h))
+        r, h = torch.where(finite, _wide(r), 0.0), torch.where(finite, _wide(h), 0.0)
+        errors[record.key] = relative_l2(r, h, _scale_of(record, scales))
+    return errors
+
+
+def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, scales: Mapping[str, float]) -> Row:
+    ref, got = pair.reference, pair.port
+    row = Row(
+        site=ref.site,
+        coords=dict(ref.coords),
+        kind=ref.kind,
+        order=ref.order,
+        error=math.nan,
+        floor=floors.of(pair) if ref.is_float else 0.0,
+        dtype=(ref.dtype, got.dtype),
+        shape=ref.shape,
+        how=pair.how,
+        precise=floors.local.get(ref.key, math.nan),
+    )
+    r, p = reference.tensor(ref.key), pair.port_tensor(port)
+    if r is None or p is None:
+        return _measure_sketches(row, pair, r, p, scales)
+    if r.shape != p.shape:
+        return replace(row, diverged=True)
+    if r.numel() == 0:
+        return replace(row, error=0.0, bitwise=True)
+    if not ref.is_float:
+        share = float((_wide(r) != _wide(p)).double().mean())
+        return replace(row, error=share, over=share, max_abs=float((_wide(p) - _wide(r)).abs().max()), bitwise=share == 0, diverged=share > 0)
+    return _measure_floats(row, r, p, _scale_of(ref, scales), floors)
+
+
+def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors) -> Row:
+    bitwise = r.dtype == p.dtype and bool(torch.equal(r, p))
+    wr, wp = _wide(r), _wide(p)
+    bad_r, bad_p = ~torch.isfinite(wr), ~torch.isfinite(wp)
+    counts = (int(bad_r.sum()), int(bad_p.sum()))
+    other = False
+    if any(counts):
+        same = (wr == wp) | (torch.isnan(wr) & torch.isnan(wp))
+        other = bool(((bad_r | bad_p) & ~same).any())
+        good = ~(bad_r | bad_p)
+        wr, wp = torch.where(good, wr, 0.0), torch.where(good, wp, 0.0)
+    d = wp - wr
+    norm_r, norm_p, norm_d = (float(torch.linalg.vector_norm(x)) for x in (wr, wp, d))
+    whole = max(norm_r, scale) or norm_p
+    error = norm_d / whole if whole > 0 else 0.0
+    rms = whole / math.sqrt(wr.numel())
+    max_abs = float(d.abs().max())
+    over = float((d.abs() > row.floor * wr.abs() + row.floor * rms).double().mean())
+    unit = max(UNIT.get(t, 2.0**-4) for t in row.dtype) * 2
+    diverged = other or (error > row.floor and max_abs > floors.absolute)
+    return replace(
+        row,
+        error=error,
+        max_abs=max_abs,
+        cosine=float(wr.flatten().dot(wp.flatten())) / (norm_r * norm_p) if norm_r > 0 and norm_p > 0 else float(norm_r == norm_p),
+        sqnr_db=20 * math.log10(whole / norm_d) if norm_d > 0 and whole > 0 else math.inf,
+        ulp=max_abs / (rms * unit) if rms > 0 else 0.0,
+        over=over,
+        bitwise=bitwise or (norm_d == 0 and not any(counts)),
+        nonfinite=counts,
+        diverged=diverged,
+    )
+
+
+def _measure_sketches(row: Row, pair: Pair, r: Tensor | None, p: Tensor | None, scales: Mapping[str, float]) -> Row:
+    """Compare two records of which at least one kept only its sketch."""
+    ref, got = pair.reference, pair.port
+    row = replace(row, estimated=True)
+    shape = tuple(p.shape) if p is not None else got.shape
+    if ref.shape != shape:
+        return replace(row, diverged=True)
+    if ref.digest and got.digest == ref.digest:
+        return replace(row, error=0.0, max_abs=0.0, cosine=1.0, sqnr_db=math.inf, bitwise=True)
+    left = ref.sketch if ref.sketch is not None else sketch(r) if r is not None else None
+    right = sketch(p) if p is not None else got.sketch if pair.target is None else None
+    if left is None or right is None or left.shape != right.shape:
+        return row
+    whole = max(ref.stats.norm if ref.stats else float(torch.linalg.vector_norm(left)), _scale_of(ref, scales))
+    whole = whole or (got.stats.norm if got.stats else 0.0)
+    error = distance(left, right) / whole if whole > 0 else 0.0
+    counts = (ref.stats.nonfinite if ref.stats else 0, got.stats.nonfinite if got.stats else 0)
+    exact = not ref.is_float
+    diverged = counts[0] != counts[1] or (error > 0 if exact else error > row.floor)
+    return replace(row, error=error, nonfinite=counts, sqnr_db=-20 * math.log10(error) if error > 0 else math.inf, diverged=diverged)
+
+
+def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str) -> Divergence:
+    base = Divergence(
+        site=row.site,
+        coords=row.coords,
+        kind=row.kind,
+        metric="rel_l2" if pair.reference.is_float else "mismatches",
+        error=row.error,
+        floor=row.floor,
+        order=row.order,
+        tier=tier,
+        module=pair.reference.module,
+        shape=row.shape,
+    )
+    r, p = reference.tensor(pair.reference.key), pair.port_tensor(port)
+    shape = tuple(p.shape) if p is not None else pair.port.shape
+    if shape != row.shape:
+        detail = f"shape {list(row.shape)} (reference), {list(shape)} (port)"
+        return replace(base, metric="shape", error=math.inf, detail=detail)
+    if row.nonfinite[0] != row.nonfinite[1]:
+        detail = f"{row.nonfinite[0]} non-finite values (reference), {row.nonfinite[1]} (port)"
+        base = replace(base, metric="nonfinite", error=float(abs(row.nonfinite[1] - row.nonfinite[0])), detail=detail)
+    if row.estimated:
+        base = replace(base, detail=base.detail or _order_free(pair))
+    if r is None or p is None or r.numel() == 0:
+        return base
+    index, left, right = worst(r, p)
+    return replace(base, index=index, reference_value=left, port_value=right)
+
+
+def _order_free(pair: Pair) -> str:
+    a, b = pair.reference.stats, pair.port.stats
+    if a is None or b is None or a.count != b.count:
+        return "estimated from sketches"
+    close = all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in ((a.min, b.min), (a.max, b.max), (a.sumsq, b.sumsq)))
+    return "the same values in another order (equal statistics, different sketches)" if close else "estimated from sketches"
+
+
+def _lone(record: Record, metric: str, order: int, detail: str, tier: str) -> Divergence:
+    return Divergence(
+        site=record.site,
+        coords=dict(record.coords),
+        kind=record.kind,
+        metric=metric,
+        error=math.inf,
+        floor=0.0,
+        order=order,
+        tier=tier,
+        module=record.module,
+        detail=detail,
+        shape=record.shape,
+    )
+
+
+def worst(r: Tensor, p: Tensor) -> tuple[tuple[int, ...], float, float]:
+    """Return the index of the largest difference (a non-finite one counts as the largest) and both values there."""
+    wr, wp = _wide(r), _wide(p)
+    d = (wp - wr).abs()
+    d = torch.where(torch.isfinite(d), d, torch.where((wr == wp) | (wr.isnan() & wp.isnan()), 0.0, math.inf))
+    flat = int(torch.argmax(d))
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), d.shape))
+    return index, float(wr.flatten()[flat]), float(wp.flatten()[flat])
+
+
+def _scales(records: Iterable[Record]) -> dict[str, float]:
+    """Return, by site, the largest rms value of its records."""
+    found: dict[str, float] = {}
+    for record in records:
+        if record.stats is not None and record.stats.count:
+            rms = math.sqrt(record.stats.sumsq / record.stats.count)
+            if math.isfinite(rms):
+                found[record.site] = max(found.get(record.site, 0.0), rms)
+    return found
+
+
+def _scale_of(record: Record, scales: Mapping[str, float]) -> float:
+    count = record.stats.count if record.stats else 0
+    return _SMALL * scales.get(record.site, 0.0) * math.sqrt(count)
+
+
+def _wide(value: Tensor) -> Tensor:
+    value = value.detach().to("cpu")
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
+    return value.to(torch.float64)

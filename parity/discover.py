@@ -1,0 +1,98 @@
+"""Finding cases: `[tool.parity] cases = [...]` of the nearest pyproject.toml, or a path given by hand.
+
+A cases folder holds one folder a system with a `case.py` that defines `SYSTEM: parity.case.System`. Folders are imported as packages under the project's root, so
+that a case may import its own modules and the implementations beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from parity.case import Case, System
+from parity.errors import CaseError
+
+
+def find_project(start: Path | None = None) -> Path:
+    """Return the closest folder upward with a pyproject.toml that has a `[tool.parity]` table; the start folder when there is none."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        file = folder / "pyproject.toml"
+        if file.is_file() and "parity" in _read_toml(file).get("tool", {}):
+            return folder
+    return start
+
+
+def find_systems(project: Path | None = None, paths: list[Path] | None = None) -> dict[str, System]:
+    """Load every system of a project (or of the given cases folders), by name."""
+    root = find_project(project)
+    folders = [Path(p) for p in paths] if paths else [root / p for p in _configured(root)]
+    found: dict[str, System] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise CaseError(f"cases folder {folder} does not exist (see [tool.parity] cases in {root / 'pyproject.toml'})")
+        files = [folder / "case.py"] if (folder / "case.py").is_file() else sorted(folder.glob("*/case.py"))
+        for file in files:
+            system = load_system(file, root)
+            if system.name in found:
+                raise CaseError(f"{file}: system '{system.name}' is defined twice")
+            found[system.name] = system
+    return found
+
+
+def load_system(file: Path, root: Path) -> System:
+    """Import one `case.py` and return its SYSTEM."""
+    file = file.resolve()
+    base = root if file.is_relative_to(root) else file.parent.parent
+    name = ".".join(file.relative_to(base).with_suffix("").parts)
+    if str(base) not in sys.path:
+        sys.path.insert(0, str(base))
+    try:
+        module = importlib.import_module(name)
+    except CaseError:
+        raise
+    except Exception as error:
+        raise CaseError(f"cannot load {file}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+    if Path(str(module.__file__)).resolve() != file:
+        raise CaseError(f"cannot load {file}: another module is already imported as {name} ({module.__file__})")
+    system = getattr(module, "SYSTEM", None)
+    if not isinstance(system, System):
+        raise CaseError(f"{file}: no SYSTEM of type parity.case.System")
+    return system
+
+
+def choose_cases(systems: dict[str, System], names: list[str]) -> list[Case]:
+    """Return the cases that `names` ask for: `system`, `system/case`, or everything when empty."""
+    if not names:
+        return [case for system in systems.values() for case in system.cases]
+    chosen: list[Case] = []
+    for name in names:
+        system_name, _, case_name = name.partition("/")
+        system = get_system(systems, system_name)
+        chosen += [system.case(case_name)] if case_name else list(system.cases)
+    return chosen
+
+
+def get_system(systems: dict[str, System], name: str) -> System:
+    """Return a system by name, or raise CaseError with the names there are."""
+    if name not in systems:
+        raise CaseError(f"unknown system or case '{name}'; there are: {', '.join(sorted(systems)) or 'none'} (see parity list)")
+    return systems[name]
+
+
+def _configured(root: Path) -> list[str]:
+    file = root / "pyproject.toml"
+    value = _read_toml(file).get("tool", {}).get("parity", {}).get("cases", []) if file.is_file() else []
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise CaseError(f"{file}: [tool.parity] cases must be a list of folders")
+    return value
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CaseError(f"cannot read {file}: {error}") from None

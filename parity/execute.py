@@ -1,0 +1,151 @@
+"""Runs of one side: as deployed, re-seated on the reference's state, upcast, or isolated (every observed value replaced by the reference's)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.capture.environment import describe_environment
+from parity.capture.recorder import Override, Recorder
+from parity.case import Case, Setting, Side
+from parity.errors import ParityError, SideError
+from parity.names import NameMap
+from parity.result import format_key
+from parity.seeding import normal
+from parity.trace import Manifest, Record, Trace
+from parity.upcast import keep_double, upcast_in_place
+
+Inject = Callable[[Any], AbstractContextManager[Any] | None]
+
+JITTER = 2.0**-24  # one unit of roundoff of float32: what a table or weight may honestly be off by
+
+
+def run_side(
+    case: Case,
+    which: str,
+    setting: Setting,
+    *,
+    inject: Inject | None = None,
+    upcast: bool = False,
+    jitter: bool = False,
+    override: Override | None = None,
+    watch: Callable[[Record], None] | None = None,
+    around: AbstractContextManager[Any] | None = None,
+    digests: bool = True,
+    sink: Any = None,
+    keep: Any = True,
+) -> Trace:
+    """Build and run one side of a case and return its trace.
+
+    inject: a fault or variation. upcast: in float64. jitter: with every weight and buffer moved by one unit of roundoff. override: replaces
+    recorded values in the run. around: entered around the run alone (operation recording).
+
+    Raises SideError when the side fails to build or to run.
+    """
+    side: Side = getattr(case, which)
+    doing = f"{case.label}: building the {which}"
+    try:
+        with ExitStack() as stack:
+            inputs = case.inputs(setting)
+            model = side.build(setting)
+            context = inject(model) if inject is not None else None
+            stack.enter_context(context if context is not None else nullcontext())
+            if upcast:
+                model, inputs = (side.upcast or upcast_in_place)(model), upcast_in_place(inputs)
+            if jitter:
+                for prefix, module in side.modules(model).items():
+                    move_weights(module, setting.seed, prefix)
+            if upcast:
+                stack.enter_context(keep_double())
+            doing = f"{case.label}: running the {which}" + (" in float64" if upcast else "")
+            recorder = Recorder(
+                side.probes(model),
+                keep=keep,
+                digests=digests,
+                names=case.names if which == "port" else NameMap(),
+                override=override,
+                watch=watch,
+                sink=sink,
+                manifest=Manifest(
+                    system=case.system,
+                    case=case.name,
+                    side=which,
+                    seed=setting.seed,
+                    dtype=str(setting.dtype).removeprefix("torch."),
+                    device=setting.device,
+                    environment=describe_environment(),
+                    complete=False,
+                ),
+            )
+            with torch.no_grad(), recorder, around or nullcontext():
+                side.run(model, inputs)
+            return recorder.trace
+    except ParityError:
+        raise
+    except Exception as error:
+        raise SideError(f"{doing} failed: {type(error).__name__}: {_first_line(error)} ({_origin(error)})") from error
+
+
+def reseating(case: Case, reference: Trace) -> Override | None:
+    """Return the override that lets a run continue from the reference's state at the case's `reseat` sites."""
+    if not case.reseat:
+        return None
+    patterns = [re.compile(p) for p in case.reseat]
+
+    def override(site: str, coords: Mapping[str, int], value: Tensor) -> Tensor | None:
+        if not any(p.fullmatch(site) for p in patterns):
+            return None
+        return _fitting(reference.at(site, coords), value)
+
+    return override
+
+
+def grafting(reference: Trace, relabel: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Override:
+    """Return the override that puts the reference's value in place of everything that was recorded, so that each difference is local.
+
+    relabel: site -> how the port orders what the reference has there (a benign permutation).
+    """
+
+    def override(site: str, coords: Mapping[str, int], value: Tensor) -> Tensor | None:
+        wanted = reference.tensor(format_key(site, coords))
+        if wanted is not None and relabel and site in relabel:
+            wanted = relabel[site](wanted)
+        return _fitting(wanted, value)
+
+    return override
+
+
+def move_weights(module: torch.nn.Module, seed: int, prefix: str) -> None:
+    """Move every floating parameter and buffer by a random relative amount of one unit of roundoff (tied ones once)."""
+    seen: set[int] = set()
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.is_floating_point() and id(value) not in seen:
+            seen.add(id(value))
+            noise = normal(value.shape, seed, f"jitter/{prefix}/{name}", torch.float64).to(value.device)
+            value.data.mul_(1.0 + JITTER * noise.to(value.dtype))
+
+
+def _fitting(wanted: Tensor | None, value: Tensor) -> Tensor | None:
+    if wanted is None or wanted.shape != value.shape or wanted.is_floating_point() != value.is_floating_point():
+        return None
+    return wanted.clone()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+
+
+def _origin(error: Exception) -> str:
+    """Return file:line of the innermost frame outside torch and parity."""
+    frame, found = error.__traceback__, "?"
+    while frame is not None:
+        name = frame.tb_frame.f_code.co_filename
+        if "/torch/" not in name and "/parity/" not in name:
+            found = f"{name.rpartition('/')[2]}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return found

@@ -1,0 +1,63 @@
+"""Where it starts: the first divergence in the reference's order of execution, and the innermost module whose inputs agree and whose output does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from parity.result import Culprit, Divergence
+from parity.trace import Trace
+
+
+def first_divergence(divergences: Sequence[Divergence]) -> Divergence | None:
+    """Return the earliest divergence in the reference's order."""
+    return min(divergences, key=lambda d: (d.order, d.metric == "extra"), default=None)
+
+
+def owner(divergence: Divergence, reference: Trace) -> str:
+    """Return the module whose own code computed the diverging record.
+
+    Everything recorded before it agrees. So an output of module M points at M (its children and inputs agree), an input of M at M's caller, and
+    something seen inside a module call (a function, a state) at that module.
+    """
+    record = reference.get(divergence.key)
+    if record is None:
+        return divergence.module
+    if record.role == "in":
+        module = record.site.partition(".in.")[0]
+        if record.module == module:  # the input of a module call: its caller made it
+            return parent(module, reference)
+    return record.module or record.site
+
+
+def parent(module: str, reference: Trace) -> str:
+    """Return the closest enclosing module that the trace knows (containers that never run are skipped), or the root."""
+    known = {record.module for record in reference}
+    path = module
+    while "." in path:
+        path = path.rpartition(".")[0]
+        if path in known:
+            return path
+    roots = [m for m in known if m and "." not in m and m != module]
+    return roots[0] if roots else module
+
+
+def culprits(divergences: Iterable[Divergence], reference: Trace) -> tuple[Culprit, ...]:
+    """Return one culprit a module, in order of execution, for divergences that do not depend on each other (isolation)."""
+    found: dict[str, Culprit] = {}
+    for divergence in sorted(divergences, key=lambda d: d.order):
+        module = owner(divergence, reference)
+        if module not in found:
+            found[module] = Culprit(module=module, site=divergence.site, coords=dict(divergence.coords))
+    return tuple(found.values())
+
+
+def without_echoes(divergences: Sequence[Divergence]) -> list[Divergence]:
+    """Drop divergences that repeat an earlier one of the same value: an input that is the output just seen."""
+    kept: list[Divergence] = []
+    last: Mapping[str, object] = {}
+    for divergence in divergences:
+        fingerprint = {"error": divergence.error, "shape": divergence.shape, "value": divergence.port_value, "index": divergence.index}
+        if fingerprint != last or divergence.metric in ("missing", "extra"):
+            kept.append(divergence)
+        last = fingerprint
+    return kept

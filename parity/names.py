@@ -1,0 +1,196 @@
+"""Name maps: which site of the port is which site of the reference, and in which layout.
+
+A map is a list of rules, tried in order, the first that matches the whole port site wins::
+
+    - {port: 'blocks\\.(\\d+)\\.attn1\\.to_q', reference: 'blocks.\\1.self_attn.q', layout: 'b l h d -> b h l d'}
+    - {port: 'blocks\\.(\\d+)\\.qkv', split: {axis: -1, into: ['blocks.\\1.q', 'blocks.\\1.k', 'blocks.\\1.v']}}
+    - {port: 'dropout.*', ignore: 'no counterpart: inactive in eval mode'}
+    - {reference: 'ctrl_cfg.*', ignore: 'loaded, never used'}
+
+`layout` is an einops pattern from the port's layout to the reference's; `sizes` may give its axis lengths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from parity.errors import CaseError
+
+
+@dataclass(frozen=True)
+class Split:
+    """A fused port tensor that is several reference tensors: equal parts of `axis`, or parts of `sizes`."""
+
+    axis: int
+    into: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    port: str = ""
+    reference: str = ""
+    layout: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    split: Split | None = None
+    ignore: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a port tensor (or one part of it) belongs on the reference side."""
+
+    site: str
+    layout: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    axis: int = 0
+    part: int = 0
+    parts: tuple[int, ...] = ()  # sizes of all parts; () with of > 1 means equal parts
+    of: int = 1
+
+    def to_reference(self, value: Tensor) -> Tensor:
+        """Return the port's `value` as a view in the reference's layout."""
+        if self.of > 1:
+            value = self._parts(value)[self.part]
+        return rearrange(value, self.layout, self.sizes) if self.layout else value
+
+    def to_port(self, value: Tensor, old: Tensor) -> Tensor:
+        """Return the reference's `value` in the port's layout and dtype, laid over `old` (the port's own tensor)."""
+        if self.layout:
+            value = rearrange_back(value, self.layout, self.to_reference_shape(old), self.sizes)
+        value = value.to(dtype=old.dtype, device=old.device)
+        if self.of == 1:
+            return value.reshape(old.shape)
+        fused = old.clone()
+        self._parts(fused)[self.part].copy_(value)
+        return fused
+
+    def to_reference_shape(self, old: Tensor) -> Tensor:
+        return self._parts(old)[self.part] if self.of > 1 else old
+
+    def _parts(self, value: Tensor) -> Sequence[Tensor]:
+        if self.parts:
+            return value.split(list(self.parts), dim=self.axis)
+        return value.chunk(self.of, dim=self.axis)
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """An ordered list of rules. Sites that no rule matches keep their name."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        compiled = [(re.compile(rule.port), rule) for rule in self.rules if rule.port]
+        ignored = [(re.compile(rule.reference), rule.ignore) for rule in self.rules if rule.ignore and not rule.port]
+        object.__setattr__(self, "_compiled", compiled)
+        object.__setattr__(self, "_ignored", ignored)
+        object.__setattr__(self, "_memo", {})
+
+    def targets(self, site: str) -> tuple[Target, ...] | None:
+        """Return where a port site belongs; an empty tuple means that it is ignored with a stated reason."""
+        memo: dict[str, tuple[Target, ...]] = self._memo  # type: ignore[attr-defined]
+        if site not in memo:
+            memo[site] = self._targets(site)
+        return memo[site]
+
+    def _targets(self, site: str) -> tuple[Target, ...]:
+        for pattern, rule in self._compiled:  # type: ignore[attr-defined]
+            found = pattern.fullmatch(site)
+            if not found:
+                continue
+            if rule.ignore:
+                return ()
+            if rule.split:
+                names = rule.split.into
+                return tuple(
+                    Target(found.expand(name), rule.layout, rule.sizes, rule.split.axis, i, rule.split.sizes, len(names))
+                    for i, name in enumerate(names)
+                )
+            return (Target(found.expand(rule.reference) if rule.reference else site, rule.layout, rule.sizes),)
+        return (Target(site),)
+
+    def ignored_reference(self, site: str) -> str | None:
+        """Return the stated reason why a reference site has no counterpart, or None."""
+        for pattern, reason in self._ignored:  # type: ignore[attr-defined]
+            if pattern.fullmatch(site):
+                return str(reason)
+        return None
+
+
+def parse_names(value: Any, where: str = "name map") -> NameMap:
+    """Build a name map from plain data (a list of mappings).
+
+    Raises CaseError with the place and the expectation when a rule is malformed.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise CaseError(f"{where}: expected a list of rules like {{port: REGEX, reference: TEMPLATE}}, got {type(value).__name__}")
+    rules = []
+    for i, item in enumerate(value):
+        rules.append(_parse_rule(item, f"{where}: rule {i + 1}"))
+    return NameMap(tuple(rules))
+
+
+def _parse_rule(item: Any, where: str) -> Rule:
+    if not isinstance(item, Mapping):
+        raise CaseError(f"{where}: expected a mapping like {{port: REGEX, reference: TEMPLATE}}, got {item!r}")
+    unknown = set(item) - {"port", "reference", "layout", "sizes", "split", "ignore"}
+    if unknown or not ({"port", "reference"} & set(item)):
+        raise CaseError(f"{where}: unknown keys {sorted(unknown)} or neither 'port' nor 'reference' given")
+    split = None
+    if "split" in item:
+        raw = item["split"]
+        if not isinstance(raw, Mapping) or "into" not in raw:
+            raise CaseError(f"{where}: 'split' needs {{axis, into: [names]}}")
+        split = Split(int(raw.get("axis", -1)), tuple(map(str, raw["into"])), tuple(map(int, raw.get("sizes", ()))))
+    rule = Rule(
+        port=str(item.get("port", "")),
+        reference=str(item.get("reference", "")),
+        layout=str(item.get("layout", "")),
+        sizes={str(k): int(v) for k, v in dict(item.get("sizes", {})).items()},
+        split=split,
+        ignore=str(item.get("ignore", "")),
+    )
+    for pattern in (rule.port, rule.reference if rule.ignore and not rule.port else ""):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise CaseError(f"{where}: {pattern!r} is no regular expression: {error}") from None
+    if rule.layout and rule.layout.count("->") != 1:
+        raise CaseError(f"{where}: layout {rule.layout!r} is no einops pattern like 'b l h d -> b h l d'")
+    return rule
+
+
+def load_names(path: Path) -> NameMap:
+    """Read a name map from a YAML (or JSON) file."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CaseError(f"cannot read the name map {path}: {str(error).splitlines()[0]}") from None
+    return parse_names(value, str(path))
+
+
+def rearrange(value: Tensor, pattern: str, sizes: Mapping[str, int]) -> Tensor:
+    """Apply an einops pattern (einops is imported only where a map asks for a layout)."""
+    import einops
+
+    return einops.rearrange(value, pattern, **sizes)  # type: ignore[no-any-return]
+
+
+def rearrange_back(value: Tensor, pattern: str, port: Tensor, sizes: Mapping[str, int]) -> Tensor:
+    """Undo an einops pattern; axis lengths are read off the port's own tensor."""
+    import einops
+
+    left, right = (side.strip() for side in pattern.split("->"))
+    lengths = dict(sizes) | einops.parse_shape(port, left) if "(" not in left else dict(sizes)
+    lengths.pop("_", None)
+    used = {k: v for k, v in lengths.items() if k in re.findall(r"\w+", right)}
+    return einops.rearrange(value, f"{right} -> {left}", **used)  # type: ignore[no-any-return]

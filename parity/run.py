@@ -1,0 +1,237 @@
+"""One case through all stages: run, align, compare, isolate, locate, drill down, diagnose. The only place that knows their order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity import floors as floors_
+from parity.align import Alignment, align
+from parity.benign import excuse_permutations
+from parity.capture.environment import environment_differences
+from parity.case import Case, Fault, Setting, Variation
+from parity.compare import judge, measure, own_errors
+from parity.errors import SideError
+from parity.execute import Inject, grafting, reseating, run_side
+from parity.floors import Floors
+from parity.locate import culprits, first_divergence, owner, without_echoes
+from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.trace import Trace
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Runs:
+    """The traces of one case, kept for the report and for tests."""
+
+    reference: Trace
+    port: Trace  # re-seated: every step from the reference's state
+    precise: Trace | None = None  # the reference in float64
+    isolated: Trace | None = None  # the port in float64, on the reference's values
+    free: Trace | None = None  # the port left alone, for information
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_case(
+    case: Case,
+    setting: Setting | None = None,
+    *,
+    fault: Fault | None = None,
+    variation: Variation | None = None,
+    isolate: bool = True,
+    diagnose: bool = True,
+    free: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Result, Runs]:
+    """Run both sides of a case and judge the port.
+
+    isolate: also compare every site alone, in float64 on the reference's values. free: also run the port without re-seating, for information.
+    Raises SideError when a side fails to build or run.
+    """
+    setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
+    inject = (fault.inject if fault else None) or (variation.inject if variation else None)
+    say = progress or (lambda text: None)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "reference", say):
+        reference = run_side(case, "reference", setting)
+    with _timed(seconds, "port", say):
+        port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference))
+    runs = Runs(reference, port, seconds=seconds)
+    notes: list[str] = list(case.quirks)
+    with _timed(seconds, "floors", say):
+        runs.precise = _precise(case, setting, reference, notes)
+    with _timed(seconds, "compare", say):
+        alignment = align(reference, port, allowed=case.allow_unaligned)
+        rows = measure(alignment.pairs, reference, port, _floors(reference, runs.precise))
+        rows, order, benign = excuse_permutations(rows, alignment, reference, port)
+        divergences = judge(rows, alignment, reference, port)
+        notes += [*alignment.notes, *benign]
+    local: list[Divergence] = []
+    if isolate and runs.precise is not None:
+        with _timed(seconds, "isolate", say):
+            local, rows = _isolate(case, setting, runs, rows, inject, order, notes)
+    if free and case.reseat:
+        with _timed(seconds, "free run", say):
+            runs.free = run_side(case, "port", setting, inject=inject, digests=False)
+    coverage = cover(alignment, reference, port)
+    notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
+    result = _conclude(case, rows, divergences, local, coverage, runs, notes, seconds)
+    if diagnose and result.first is not None:
+        with _timed(seconds, "diagnose", say):
+            result = _explain(case, setting, runs, result, local, inject)
+    return replace(result, fault=fault.name if fault else None, variation=variation.name if variation else None, seconds=dict(seconds)), runs
+
+
+def cover(alignment: Alignment, reference: Trace, port: Trace) -> Coverage:
+    """Count what was compared and what was not, on each side."""
+    kinds: dict[str, int] = {}
+    for pair in alignment.pairs:
+        kinds[pair.reference.kind] = kinds.get(pair.reference.kind, 0) + 1
+    return Coverage(
+        compared=len(alignment.pairs),
+        reference=len(reference),
+        port=len(port),
+        unaligned_reference=alignment.alone_reference,
+        unaligned_port=alignment.alone_port,
+        kinds=kinds,
+    )
+
+
+def verdict_of(divergences: Sequence[Divergence], coverage: Coverage, complete: bool, allowance: float = 0.0) -> str:
+    """Return the verdict: never `match` with nothing aligned, an incomplete trace, or more lone reference sites than allowed."""
+    if coverage.compared == 0:
+        return "incomparable"
+    if divergences:
+        return "diverged"
+    lone = len(coverage.unaligned_reference)
+    sites = lone + max(1, coverage.compared)
+    if not complete or lone > allowance * sites or (allowance == 0.0 and coverage.unaligned_port):
+        return "incomplete"
+    return "match"
+
+
+def _dtype_of(case: Case, fault: Fault | None, variation: Variation | None) -> torch.dtype:
+    chosen = (fault.dtype if fault else None) or (variation.dtype if variation else None)
+    return chosen or case.dtypes[0]
+
+
+def _precise(case: Case, setting: Setting, reference: Trace, notes: list[str]) -> Trace | None:
+    """Run the reference in float64, each step from the deployed run's state."""
+    try:
+        return run_side(case, "reference", setting, upcast=True, override=reseating(case, reference), digests=True)
+    except SideError as error:
+        notes.append(f"no float64 run of the reference, fixed tolerances instead: {error}")
+        return None
+
+
+def _floors(reference: Trace, precise: Trace | None) -> Floors:
+    if precise is None:
+        return Floors()
+    records = {record.key: record for record in reference}
+    return floors_.measured(own_errors(reference, precise), records)
+
+
+def _isolate(
+    case: Case,
+    setting: Setting,
+    runs: Runs,
+    rows: list[Row],
+    inject: Inject | None,
+    order: Mapping[str, Callable[[Tensor], Tensor]],
+    notes: list[str],
+) -> tuple[list[Divergence], list[Row]]:
+    """Compare each site alone: the port in float64, continuing from the reference's float64 value after each record."""
+    precise = runs.precise
+    assert precise is not None
+    try:
+        port = run_side(case, "port", setting, inject=inject, upcast=True, override=grafting(precise, order))
+    except SideError as error:
+        notes.append(f"no isolation: {error}")
+        return [], rows
+    runs.isolated = port
+    moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise), digests=False)
+    limits = floors_.measured(own_errors(precise, moved), {r.key: r for r in precise}, least=floors_.ISOLATION)
+    alignment = align(precise, port, allowed=case.allow_unaligned)
+    own = measure(alignment.pairs, precise, port, limits)
+    own = [replace(r, diverged=False) if r.site in order or _is_rounding(r, precise, port, setting) else r for r in own]
+    found = judge(own, replace(alignment, missing=(), extra=()), precise, port, tier="isolation")
+    alone = {row.key: row.error for row in own}
+    return without_echoes(found), [replace(row, isolated=alone.get(row.key, float("nan"))) for row in rows]
+
+
+def _is_rounding(row: Row, precise: Trace, port: Trace, setting: Setting) -> bool:
+    """Tell whether one side's value is the other's rounded to the deployed half precision: a constant kept in another precision."""
+    if not row.diverged or not floors_.is_low_precision(setting.dtype):
+        return False
+    r, p = precise.tensor(row.key), port.tensor(row.key)
+    if r is None or p is None or r.shape != p.shape or not r.is_floating_point() or not p.is_floating_point():
+        return False
+    for value, other in ((r, p), (p, r)):
+        rounded = other.to(setting.dtype).to(value.dtype)
+        if float((rounded != value).double().mean()) < 1e-3 + 2.0 / value.numel() and bool((rounded != other).any()):
+            return True
+    return False
+
+
+def _conclude(
+    case: Case,
+    rows: list[Row],
+    divergences: list[Divergence],
+    local: list[Divergence],
+    coverage: Coverage,
+    runs: Runs,
+    notes: list[str],
+    seconds: Mapping[str, float],
+) -> Result:
+    everything = [*divergences, *local]
+    complete = runs.reference.manifest.complete and runs.port.manifest.complete
+    environment = {
+        "reference": dict(runs.reference.manifest.environment),
+        "port": dict(runs.port.manifest.environment),
+        "differences": environment_differences(runs.reference.manifest.environment, runs.port.manifest.environment),
+        "dtype": runs.reference.manifest.dtype,
+        "device": runs.reference.manifest.device,
+        "seed": runs.reference.manifest.seed,
+    }
+    first = first_divergence(everything)
+    found = culprits(local, runs.precise or runs.reference) if local else ()
+    culprit = Culprit(owner(first, runs.reference), site=first.site, coords=dict(first.coords)) if first else None
+    return Result(
+        verdict=verdict_of(everything, coverage, complete),  # type: ignore[arg-type]
+        first=first,
+        culprit=culprit,
+        causes=(),
+        coverage=coverage,
+        divergences=tuple(sorted(everything, key=lambda d: d.order)),
+        culprits=found or ((culprit,) if culprit else ()),
+        rows=tuple(rows),
+        environment=environment,
+        notes=tuple(dict.fromkeys(notes)),
+        case=case.label,
+        system=case.system,
+        seconds=dict(seconds),
+        command=f"parity run {case.label}",
+    )
+
+
+def _explain(case: Case, setting: Setting, runs: Runs, result: Result, local: list[Divergence], inject: Inject | None) -> Result:
+    from parity.explain import explain
+
+    return explain(case, setting, runs, result, inject)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str, say: Progress) -> Iterator[None]:
+    say(stage)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

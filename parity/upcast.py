@@ -1,0 +1,124 @@
+"""Running a model in float64, so that rounding and summation order vanish and bugs stay.
+
+`upcast_in_place` turns parameters, buffers, tensors and dtypes held by a model (or any object that holds modules) into float64; `keep_double` holds back the casts
+that code makes on the way (`.float()`, `.to(bfloat16)`, `dtype=torch.float32`), so that a hard-coded precision is no difference. Values that were rounded
+when the model was built (a bf16 sigma table) keep their rounded values.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_WIDE = {torch.float32: torch.float64, torch.bfloat16: torch.float64, torch.float16: torch.float64, torch.complex64: torch.complex128}
+_CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
+_LEAVES = (str, bytes, int, float, bool, type(None), type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, torch.Generator)
+
+
+@contextmanager
+def keep_double() -> Iterator[None]:
+    """While the block runs, floating casts and factories below float64 give float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _KeepDouble():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _KeepDouble(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CASTS:
+            return args[0].double()
+        if any(isinstance(a, torch.dtype) for a in args):
+            args = tuple(_WIDE.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+        dtype = kwargs.get("dtype")
+        if dtype in _WIDE:
+            kwargs = kwargs | {"dtype": _WIDE[dtype]}
+        result = func(*args, **kwargs)
+        if func in (torch.Tensor.to, torch.Tensor.type_as) and isinstance(result, Tensor) and result.dtype in _WIDE:
+            return result.to(_WIDE[result.dtype])
+        return result
+
+
+def upcast_in_place(value: Any) -> Any:
+    """Turn everything that `value` holds into float64 (complex128); return it (a new object where a bare tensor or container was given)."""
+    return _upcast(value, {})
+
+
+def _upcast(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, torch.dtype):
+        return _WIDE.get(value, value)
+    if isinstance(value, _LEAVES):
+        return value
+    if id(value) in memo:
+        return memo[id(value)][1]
+    memo[id(value)] = (value, value)  # keeps `value` alive, so that its id stays its own
+    if isinstance(value, Tensor):
+        memo[id(value)] = (value, _wide_tensor(value))
+    elif isinstance(value, nn.Module):
+        _upcast_module(value, memo)
+    elif type(value) is dict:
+        _replace_if_changed(value, {key: _upcast(item, memo) for key, item in value.items()}, memo)
+    elif type(value) is list:
+        _replace_if_changed(value, [_upcast(item, memo) for item in value], memo)
+    elif isinstance(value, tuple):
+        parts = [_upcast(item, memo) for item in value]
+        if any(a is not b for a, b in zip(parts, value, strict=True)):
+            new = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+            memo[id(value)] = (value, new)
+    elif isinstance(value, types.MethodType):
+        _upcast(value.__self__, memo)
+    elif dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
+        new = copy.copy(value)  # frozen records may be shared with other runs
+        _upcast_attributes(new, memo)
+        memo[id(value)] = (value, new)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        _upcast_attributes(value, memo)
+    return memo[id(value)][1]
+
+
+def _replace_if_changed(old: Any, new: Any, memo: dict[int, Any]) -> None:
+    """Containers are never changed in place: a constant of the code may be shared with other runs."""
+    pairs = zip(old.values(), new.values(), strict=True) if isinstance(old, dict) else zip(old, new, strict=True)
+    if any(a is not b for a, b in pairs):
+        memo[id(old)] = (old, new)
+
+
+def _upcast_module(module: nn.Module, memo: dict[int, Any]) -> None:
+    for child in module.modules():
+        memo.setdefault(id(child), (child, child))
+        for parameter in child._parameters.values():
+            if parameter is not None and parameter.dtype in _WIDE:
+                parameter.data = parameter.data.to(_WIDE[parameter.dtype])  # in place: tied parameters stay tied
+        for name, buffer in child._buffers.items():
+            if buffer is not None:
+                child._buffers[name] = _upcast(buffer, memo)
+    for child in module.modules():
+        _upcast_attributes(child, memo)
+
+
+def _upcast_attributes(value: Any, memo: dict[int, Any]) -> None:
+    for name, item in list(vars(value).items()):
+        if name in ("_parameters", "_buffers", "_modules") or "_hooks" in name:
+            continue
+        new = _upcast(item, memo)
+        if new is not item:
+            try:
+                object.__setattr__(value, name, new)
+            except AttributeError:  # read-only
+                continue
+
+
+def _wide_tensor(value: Tensor) -> Tensor:
+    return value.detach().to(_WIDE[value.dtype]) if value.dtype in _WIDE else value

@@ -1,0 +1,162 @@
+"""The words and numbers that every rendering shares, so that a site, an error or a cause reads the same everywhere."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from parity.result import Cause, Coverage, Culprit, Divergence, Result
+
+VERDICT_TEXT: Mapping[str, str] = {
+    "match": "The port computes what the reference computes, within its floors.",
+    "diverged": "The port departs from the reference.",
+    "incomparable": "The two runs could not be compared: this is not a pass.",
+    "incomplete": "A trace is incomplete: this is not a pass.",
+}
+METRIC_TEXT: Mapping[str, str] = {
+    "rel_l2": "relative L2",
+    "max_abs": "max abs",
+    "mismatches": "mismatching values",
+    "shape": "shape",
+    "missing": "missing in the port",
+    "extra": "only in the port",
+    "nonfinite": "non-finite values",
+    "bitwise": "bits",
+}
+
+
+def number(value: float) -> str:
+    """Three significant digits; `nan` and `inf` stay readable."""
+    if value == 0:
+        return "0"
+    return f"{value:.3g}"
+
+
+def exact(value: float | None) -> str:
+    """Nine significant digits, enough to tell any two float32 values apart."""
+    return "?" if value is None else f"{value:.9g}"
+
+
+def times_floor(error: float, floor: float) -> str:
+    """How far an error is over its floor, `412x`; empty where that says nothing (no floor, no number)."""
+    if not (math.isfinite(error) and math.isfinite(floor)) or floor <= 0 or error <= 0:
+        return ""
+    ratio = error / floor
+    return f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:,.0f}x" if ratio < 1e7 else f"{ratio:.1e}x"
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as a percentage; small ones are not rounded to zero."""
+    return f"{share:.0%}" if share == 0 or 0.1 <= share <= 0.99 or share >= 1 else f"{share:.2%}"
+
+
+def clean(text: object) -> str:
+    """One line without control, surrogate or bidirectional characters: names come from files that anybody may write."""
+    words = " ".join(str(text).split())
+    return "".join("�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") else c for c in words)
+
+
+def clip(text: object, width: int) -> str:
+    """Clean and cut in the middle, because both ends of a dotted name identify it."""
+    line = clean(text)
+    if len(line) <= width:
+        return line
+    head = (width - 1) // 2
+    return f"{line[:head]}…{line[len(line) - (width - 1 - head) :]}"
+
+
+def coords_text(coords: Mapping[str, int]) -> str:
+    """`frame=5, step=2`; empty without coordinates."""
+    return ", ".join(f"{clean(axis)}={index}" for axis, index in coords.items())
+
+
+def place(site: str, coords: Mapping[str, int], width: int = 200) -> str:
+    """`blocks.3.attn.q_rope @ frame=5, step=2`."""
+    where = coords_text(coords)
+    return clip(site, width) + (f" @ {clip(where, width)}" if where else "")
+
+
+def case_name(result: Result) -> str:
+    """System and case, then the fault or the variation that was switched on."""
+    parts = [part for part in (result.system, result.case) if part]
+    if len(parts) == 2 and (result.case == result.system or result.case.startswith(f"{result.system}/")):
+        parts = parts[1:]
+    extra = [f"{word}={value}" for word, value in (("fault", result.fault), ("variation", result.variation)) if value]
+    return clean("/".join(parts) or "comparison") + (f" [{clean(', '.join(extra))}]" if extra else "")
+
+
+def measured(divergence: Divergence) -> str:
+    """`relative L2 0.031, floor 4e-06 (7,750x)`, or what else made the record diverge."""
+    name = METRIC_TEXT.get(divergence.metric, divergence.metric)
+    if divergence.metric in ("shape", "missing", "extra"):
+        return name
+    over = times_floor(divergence.error, divergence.floor)
+    return f"{clean(name)} {number(divergence.error)}, floor {number(divergence.floor)}" + (
+        f" ({over})" if over else ""
+    )
+
+
+def element(divergence: Divergence) -> str:
+    """`[0, 5, 12]  reference 0.5  port -0.25`, the worst element; empty when no element was looked at."""
+    if divergence.index is None:
+        return ""
+    index = f"[{', '.join(map(str, divergence.index))}]"
+    of = f" of [{', '.join(map(str, divergence.shape))}]" if divergence.shape else ""
+    return f"{index}{of}  reference {exact(divergence.reference_value)}  port {exact(divergence.port_value)}"
+
+
+def culprit_text(culprit: Culprit, width: int = 200) -> str:
+    """`blocks.3.attn, operation aten.cat, at model.py:41`."""
+    parts = [clip(culprit.module or "(root)", width)]
+    if culprit.operation:
+        parts.append(f"operation {clip(culprit.operation, width)}")
+    if culprit.source:
+        parts.append(f"at {clip(culprit.source, width)}")
+    return ", ".join(parts)
+
+
+def cause_text(cause: Cause) -> str:
+    """The sentence of a cause with class, confidence and what it leaves unexplained."""
+    sentence = clean(cause.text) or clean(cause.name)
+    class_id = f"{clean(cause.class_id)}, " if cause.class_id else ""
+    return f"{sentence} [{class_id}confidence {cause.confidence:.2f}, leaves {percent(cause.residual)}]"
+
+
+def coverage_text(coverage: Coverage) -> str:
+    """`412 compared, of 420 in the reference and 433 in the port`."""
+    return f"{coverage.compared} compared, of {coverage.reference} in the reference and {coverage.port} in the port"
+
+
+def some(names: Iterable[str], limit: int, width: int = 60) -> str:
+    """The first `limit` names, then how many more there are."""
+    known = list(names)
+    shown = ", ".join(clip(name, width) for name in known[:limit])
+    return shown + (f" and {len(known) - limit} more" if len(known) > limit else "")
+
+
+def total_seconds(result: Result) -> float:
+    """Seconds of all stages; an entry `total` is believed."""
+    return result.seconds["total"] if "total" in result.seconds else sum(result.seconds.values())
+
+
+def wrap(text: str, width: int, limit: int) -> list[str]:
+    """Wrap to at most `limit` lines of `width`; what does not fit ends in an ellipsis."""
+    lines = textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+    if len(lines) > limit:
+        lines = [*lines[: limit - 1], clip_end(" ".join(lines[limit - 1 :]), width)]
+    return lines
+
+
+def clip_end(text: str, width: int) -> str:
+    """Cut at the end."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def counts(results: Sequence[Result]) -> str:
+    """`12 match, 1 diverged`; verdicts that did not occur are left out."""
+    tally: dict[str, int] = {}
+    for result in results:
+        tally[result.verdict] = tally.get(result.verdict, 0) + 1
+    return ", ".join(f"{tally[verdict]} {verdict}" for verdict in VERDICT_TEXT if verdict in tally) or "no results"

@@ -1,8 +1,8 @@
 """Build the port's modules from an official config and an official state dict, and give them the library's precision.
 
-Every builder checks the keys first (one ValueError lists them all), loads strictly, and returns a module in `eval()` on the
-device of the weights. `dtype` casts as `from_pretrained(torch_dtype=...)` does: modules that the library keeps in float32
-stay there (spec B4); `keep_fp32=False` is a plain `.to(dtype)`, which also casts the rotary tables.
+Every builder checks the keys first (one ValueError lists them all), loads strictly, and returns a module in `eval()`
+on the device of the weights. `dtype` casts as `from_pretrained(torch_dtype=...)` does: modules that the library keeps
+in float32 stay there (spec B4); `keep_fp32=False` is a plain `.to(dtype)`, which also casts the rotary tables.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,9 @@ Config = Mapping[str, Any]
 def build_dit(
     config: Config, state: State | None = None, dtype: torch.dtype = torch.float32, keep_fp32: bool = True
 ) -> WanTransformer3DModel:
-    """Build `WanTransformer3DModel` from an official DiT config and state dict (None: the library's own initial weights)."""
+    """Build `WanTransformer3DModel` from an official DiT config and state dict (None: the library's own initial
+    weights).
+    """
     model = WanTransformer3DModel(**configs.dit_arguments(config))
     return _finish("dit", model, state, dtype, keep_fp32)
 
@@ -30,7 +32,9 @@ def build_dit(
 def build_vae(
     config: Config, state: State | None = None, dtype: torch.dtype = torch.float32, keep_fp32: bool = True
 ) -> AutoencoderKLWan:
-    """Build `AutoencoderKLWan`; the key map covers two Res blocks a level and four levels, which all Wan2.1 VAEs have."""
+    """Build `AutoencoderKLWan`; the key map covers two Res blocks a level and four levels, which all Wan2.1 VAEs
+    have.
+    """
     model = AutoencoderKLWan(**configs.vae_arguments(config))
     return _finish("vae", model, state, dtype, keep_fp32)
 
@@ -52,7 +56,9 @@ def build_image_encoder(
 
 
 def load_official(component: str, model: nn.Module, state: State) -> None:
-    """Convert an official state dict and load it strictly into `model`, in place. Raises ValueError listing keys or shapes."""
+    """Convert an official state dict and load it strictly into `model`, in place. Raises ValueError listing keys or
+    shapes.
+    """
     converted = keys.to_port(component, state)
     own = model.state_dict()
     keys.check_same_keys(component, own, converted)
@@ -63,7 +69,8 @@ def load_official(component: str, model: nn.Module, state: State) -> None:
 
 
 def cast_like_library(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast in place as `from_pretrained(torch_dtype=dtype)`: a parameter stays float32 if a part of its name is on the keep list.
+    """Cast in place as `from_pretrained(torch_dtype=dtype)`: a parameter stays float32 if a part of its name is on
+    the keep list.
 
     diffusers keeps its list in every half precision; transformers keeps `wo` of UMT5 in fp16 only. Buffers (the rotary
     tables) are made in float32 and are not cast by loading.

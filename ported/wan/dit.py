@@ -29,7 +29,8 @@ class DiTForward(nn.Module):
         """Velocity of each sample.
 
         x: latents `(16, F, H, W)` each; t `(B,)`; context `(l_i, text_dim)` each; clip_fea `(B, n, dim)`, for flf2v
-        `(2B, n, dim)` with first and last interleaved; y: `(20, F, H, W)` each, mask first. Returns `(16, F, H, W)` each.
+        `(2B, n, dim)` with first and last interleaved; y: `(20, F, H, W)` each, mask first. Returns `(16, F, H, W)`
+        each.
         """
         latents = x if y is None else [torch.cat(pair) for pair in zip(x, y, strict=True)]
         if len({sample.shape for sample in latents}) == 1:

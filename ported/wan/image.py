@@ -1,8 +1,10 @@
-"""Image preparation: the official rules as drop-in parts of the library's pipeline, and the library's own (spec A12, A14, B4).
+"""Image preparation: the official rules as drop-in parts of the library's pipeline, and the library's own (spec A12,
+A14, B4).
 
-The library prepares pictures with PIL (Lanczos for the condition frames; shortest edge, centre crop for CLIP); the official
-code with tensor bicubic interpolation without antialiasing. `OfficialVideoProcessor` and `OfficialClipProcessor` have the
-call signature of the objects they replace in the pipeline and take images in [-1, 1], `(3, H, W)` or `(1, 3, H, W)` float32.
+The library prepares pictures with PIL (Lanczos for the condition frames; shortest edge, centre crop for CLIP); the
+official code with tensor bicubic interpolation without antialiasing. `OfficialVideoProcessor` and
+`OfficialClipProcessor` have the call signature of the objects they replace in the pipeline and take images in [-1,
+1], `(3, H, W)` or `(1, 3, H, W)` float32.
 """
 
 import math
@@ -37,10 +39,11 @@ def floor_to_grid(side: float) -> int:
 
 
 def match_last_image(first: Tensor, last: Tensor) -> Tensor:
-    """The official branch for two images of unequal size: a centre crop whose list is read as (height, width) (spec A14).
+    """The official branch for two images of unequal size: a centre crop whose list is read as (height, width) (spec
+    A14).
 
-    The target `[round(W2·r), round(H2·r)]`, `r = max(W1/W2, H1/H2)`, has its axes exchanged and nothing is resized; where
-    it is larger than the image, zeros (mid grey) are added. Feeds both the condition video and CLIP.
+    The target `[round(W2·r), round(H2·r)]`, `r = max(W1/W2, H1/H2)`, has its axes exchanged and nothing is resized;
+    where it is larger than the image, zeros (mid grey) are added. Feeds both the condition video and CLIP.
     """
     (h1, w1), (h2, w2) = first.shape[-2:], last.shape[-2:]
     if (h1, w1) == (h2, w2):
@@ -67,7 +70,9 @@ class OfficialVideoProcessor(VideoProcessor):
 
 
 class OfficialClipProcessor:
-    """Image processor of the official CLIP input: bicubic squash to a square whatever the aspect, then normalise (spec A12)."""
+    """Image processor of the official CLIP input: bicubic squash to a square whatever the aspect, then normalise
+    (spec A12).
+    """
 
     def __init__(self, size: int = 224, antialias: bool = False):
         self.size = size

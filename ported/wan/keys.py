@@ -2,10 +2,11 @@
 
 Four components: `dit`, `vae`, `text` (UMT5) and `image` (CLIP vision tower). Each has three tables:
 
-* `RENAMES`: ordered pairs (official regex, port template) and, for the way back, (port regex, official template). The first
-  rule that matches the whole key wins; a key that no rule matches is an error, never passed through.
-* `RESHAPES`: keys whose shape differs (only the CLIP class and position embeddings); `SPLITS`: one official tensor that is
-  several port tensors (only the fused CLIP projection); `COPIES`: one official tensor stored under two port keys.
+* `RENAMES`: ordered pairs (official regex, port template) and, for the way back, (port regex, official template). The
+  first rule that matches the whole key wins; a key that no rule matches is an error, never passed through.
+* `RESHAPES`: keys whose shape differs (only the CLIP class and position embeddings); `SPLITS`: one official tensor
+  that is several port tensors (only the fused CLIP projection); `COPIES`: one official tensor stored under two port
+  keys.
 * `UNUSED`: official keys that the port has no place for and never reads.
 
 No DiT, VAE or UMT5 tensor is transposed or reshaped, so those conversions are bit-exact and lossless both ways.
@@ -81,8 +82,8 @@ _DIT_BACK: Rules = (
     (rf"{_BLOCK}\.ffn\.net\.2\.{_WB}", r"\1.ffn.2.\2"),
 )
 
-# The VAE is mapped by prefix (where the module sits) and suffix (which tensor of the module), spec B2. The decoder is flat
-# on the official side and grouped by four (three Res blocks, one upsampler) in the port.
+# The VAE is mapped by prefix (where the module sits) and suffix (which tensor of the module), spec B2. The decoder is
+# flat on the official side and grouped by four (three Res blocks, one upsampler) in the port.
 _VAE_PLACES: tuple[tuple[str, str], ...] = (
     ("conv1", "quant_conv"),
     ("conv2", "post_quant_conv"),

@@ -1,8 +1,8 @@
 """The sampling loop of the port: diffusers' own pipelines, called with given noise and features (spec A14, B4).
 
-`WanPipeline.__call__` and `WanImageToVideoPipeline.__call__` run unchanged: conditional pass, unconditional pass, guidance,
-`scheduler.step`, and the VAE at the end. `images="official"` swaps in the official picture preparation; "native" keeps the
-library's. Latents stay float32; the model runs in its own dtype.
+`WanPipeline.__call__` and `WanImageToVideoPipeline.__call__` run unchanged: conditional pass, unconditional pass,
+guidance, `scheduler.step`, and the VAE at the end. `images="official"` swaps in the official picture preparation;
+"native" keeps the library's. Latents stay float32; the model runs in its own dtype.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Generated:
-    """`latents`: noise, then the latent after each step, each `(b, 16, t, h, w)`; `video` `(b, 3, F, H, W)` in [-1, 1]."""
+    """`latents`: noise, then the latent after each step, each `(b, 16, t, h, w)`; `video` `(b, 3, F, H, W)` in [-1,
+    1].
+    """
 
     latents: list[Tensor]
     video: Tensor | None
@@ -95,7 +97,9 @@ def generate(pipe: Pipe, request: Request) -> Generated:
 
 
 def condition_images(pipe: Pipe, request: Request) -> dict[str, Any]:
-    """The pipeline's `image` and `last_image`: tensors in [-1, 1] for the official preparation, PIL images for the native one."""
+    """The pipeline's `image` and `last_image`: tensors in [-1, 1] for the official preparation, PIL images for the
+    native one.
+    """
     if request.image is None:
         return {}
     if not isinstance(pipe.video_processor, pictures.OfficialVideoProcessor):

@@ -1,8 +1,8 @@
 """Text features: the library's own prompt encoding, driven by token ids (spec A11, B3).
 
-The pipeline turns prompts into features with `WanPipeline.encode_prompt`: tokenise, encode under the mask, keep the rows of
-real tokens, pad with zeros to a fixed length. `IdTokenizer` lets that code run without a vocabulary: a prompt is written as
-token ids, `"17 4 93"`.
+The pipeline turns prompts into features with `WanPipeline.encode_prompt`: tokenise, encode under the mask, keep the
+rows of real tokens, pad with zeros to a fixed length. `IdTokenizer` lets that code run without a vocabulary: a prompt
+is written as token ids, `"17 4 93"`.
 """
 
 from types import SimpleNamespace
@@ -18,14 +18,16 @@ EOS, PAD = 1, 0
 
 
 class IdTokenizer:
-    """Stand-in for the UMT5 tokenizer that reads prompts made of token ids, with its padding, truncation and end token."""
+    """Stand-in for the UMT5 tokenizer that reads prompts made of token ids, with its padding, truncation and end
+    token.
+    """
 
     def __call__(
         self, prompts: list[str], max_length: int, add_special_tokens: bool = True, **_: Any
     ) -> SimpleNamespace:
         rows = [[int(token) for token in prompt.split()] for prompt in prompts]
         if add_special_tokens:
-            rows = [row[: max_length - 1] + [EOS] for row in rows]
+            rows = [[*row[: max_length - 1], EOS] for row in rows]
         ids = torch.full((len(rows), max_length), PAD)
         mask = torch.zeros(len(rows), max_length, dtype=torch.int64)
         for i, row in enumerate(rows):

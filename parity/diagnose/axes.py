@@ -1,0 +1,88 @@
+"""Guess what each axis of a tensor is from its shape and kind alone (names of sites are never trusted)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+VIDEO_KINDS = {"frame", "latent"}
+COLOURS = (3, 4)
+
+
+def roles(shape: Sequence[int], kind: str = "activation") -> tuple[str, ...]:
+    """Return one role per axis: b (batch), f (frames), c (channels), h, w (rows, columns), n (tokens), a (heads), d (features), x.
+
+    Guesses: five axes are a video, (b c f h w) unless the third axis or the last looks like colours; four axes are
+    attention (b n a d) or (b a n d), the heads being the smaller of the middle two, or a picture stack for frames and latents;
+    three axes are (b n d); two are (n d); weights are (out, in, ...).
+
+    >>> roles((2, 12, 4, 64))
+    ('b', 'n', 'a', 'd')
+    """
+    n = len(shape)
+    if kind == "weight":
+        return tuple(["out", "in", "f", "h", "w"][:n]) if n <= 5 else tuple("x" * n)
+    if n == 5:
+        return _video5(shape, kind)
+    if n == 4:
+        if kind in VIDEO_KINDS or kind == "input" and (shape[-1] in COLOURS or shape[1] in COLOURS or shape[0] in COLOURS):
+            return _video4(shape)
+        if shape[2] == shape[3] or (shape[1] > shape[3] and shape[1] > 2 * shape[2] and shape[2] > 16):
+            return ("b", "c", "h", "w")
+        return ("b", "n", "a", "d") if shape[2] < shape[1] else ("b", "a", "n", "d")
+    if n == 3:
+        return _video3(shape) if kind in VIDEO_KINDS else ("b", "n", "d")
+    if n == 2:
+        return ("n", "d")
+    return ("n",) if n == 1 else tuple("x" * n)
+
+
+def _video5(shape: Sequence[int], kind: str) -> tuple[str, ...]:
+    if kind == "latent":
+        return ("b", "c", "f", "h", "w") if shape[1] >= 4 or shape[2] < 4 else ("b", "f", "c", "h", "w")
+    if shape[-1] in COLOURS and shape[1] not in COLOURS and shape[2] not in COLOURS:
+        return ("b", "f", "h", "w", "c")
+    if shape[2] in COLOURS and shape[1] not in COLOURS:
+        return ("b", "f", "c", "h", "w")
+    return ("b", "c", "f", "h", "w")
+
+
+def _video4(shape: Sequence[int]) -> tuple[str, ...]:
+    if shape[-1] in COLOURS and shape[1] not in COLOURS:
+        return ("f", "h", "w", "c")
+    if shape[1] in COLOURS and shape[0] not in COLOURS:
+        return ("f", "c", "h", "w")
+    return ("c", "f", "h", "w")
+
+
+def _video3(shape: Sequence[int]) -> tuple[str, ...]:
+    if shape[-1] in COLOURS:
+        return ("h", "w", "c")
+    if shape[0] in COLOURS:
+        return ("c", "h", "w")
+    return ("f", "h", "w") if shape[0] < min(shape[1:]) else ("b", "n", "d")
+
+
+LONG = {
+    "b": "batch",
+    "f": "frame",
+    "c": "channel",
+    "h": "row",
+    "w": "column",
+    "n": "token",
+    "a": "head",
+    "d": "feature",
+    "out": "output row",
+    "in": "input column",
+    "x": "entry",
+}
+
+
+def axis_of(role: str, shape: Sequence[int], kind: str = "activation") -> int | None:
+    """The first axis with that role, or None."""
+    found = [i for i, name in enumerate(roles(shape, kind)) if name == role]
+    return found[0] if found else None
+
+
+def axis_name(axis: int, shape: Sequence[int], kind: str = "activation") -> str:
+    """A phrase for an axis: "axis 2 (heads)"."""
+    return f"axis {axis} ({LONG[roles(shape, kind)[axis]]}s)"

@@ -1,0 +1,292 @@
+"""Weights: what happened to a parameter between the checkpoint and the module that uses it.
+
+Classes: W1 W2 W3 W4 W5 W6 W7 W8 W9 W10 W11 W12 W13 of the bug list. A divergence at a module whose parameters differ is explained
+through the parameters: each differing pair is diagnosed as a record of its own, with every test that works on two tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import layout, lora, precision, quantisation
+from .evidence import Evidence, Explanation, Hypothesis, as_float64
+from .fits import comparable, number, sample_index, sure
+
+MAX_PARAMETERS = 8
+MAX_NUMEL = 40_000_000
+
+
+def missing(ev: Evidence) -> Iterator[Explanation]:
+    """P_w is another tensor of the checkpoint, or has the statistics of an initialiser and nothing of R_w (W2)."""
+    if ev.kind != "weight" or not comparable(ev, 4):
+        return
+    for name, pair in ev.parameters.items():
+        for side, other in zip(("reference", "port"), pair, strict=True):
+            if other is None or name == ev.site or tuple(other.shape) != tuple(ev.r.shape):
+                continue
+            residual = ev.residual(as_float64(other))
+            if residual < 1e-6 and not lora.low_rank(ev.d):
+                yield Explanation(f"P is the {side}'s {name}, not its own tensor: tied or mapped wrongly", residual, 0.95, {"equals": name})
+                return
+    flat = ev.p.reshape(-1)
+    if bool((flat == 1).all()) and float(ev.r.std()) > 0:
+        yield Explanation("P is one everywhere, as a norm's gain is made: the stored gain was never loaded", 0.0, 0.93, {"init": "ones"})
+        return
+    init = _initialiser(ev)
+    if init:
+        yield Explanation(f"P has nothing of R and the statistics of {init}: never loaded", 0.0, 0.86, {"init": init})
+
+
+def _initialiser(ev: Evidence) -> str:
+    """Name the initialiser that P looks drawn from, when P is unrelated to R: torch's uniform of a linear layer, or N(0, 0.02)."""
+    if ev.p.numel() < 256 or ev.p.ndim < 2:
+        return ""
+    cosine = float((ev.p * ev.r).sum() / (torch.linalg.vector_norm(ev.p) * torch.linalg.vector_norm(ev.r) + 1e-300))
+    if abs(cosine) > 5 / ev.p.numel() ** 0.5 + 0.01:
+        return ""
+    bound = (ev.p[0].numel()) ** -0.5
+    top, std = float(ev.p.abs().max()), float(ev.p.std())
+    if 0.97 * bound < top <= bound * 1.0001 and abs(std / bound * 3**0.5 - 1) < 0.05:
+        return f"torch's default uniform initialisation (±{number(bound)})"
+    if abs(std / 0.02 - 1) < 0.05 and abs(float(ev.p.mean())) < 0.002:
+        return "a normal initialisation of std 0.02"
+    return ""
+
+
+def damaged(ev: Evidence) -> Iterator[Explanation]:
+    """Bit-equal but for a few elements or rows with unrelated values (W13)."""
+    if ev.kind != "weight" or not comparable(ev, 64):
+        return
+    wrong = ev.p != ev.r
+    share = float(wrong.double().mean())
+    if not 0 < share < 0.2:
+        return
+    rows = wrong.reshape(wrong.shape[0], -1).any(dim=1)
+    flat = torch.nonzero(wrong.reshape(-1)).reshape(-1)
+    span = int(flat[-1] - flat[0]) + 1
+    if float(rows.double().mean()) > 0.5 and span > 4 * len(flat):
+        return
+    where = f"rows {torch.nonzero(rows).reshape(-1).tolist()[:8]}" if wrong.ndim > 1 else f"entries {flat[:8].tolist()}"
+    text = f"P is bit-equal to R but for {len(flat)} of {wrong.numel()} elements ({where}): a damaged or patched file"
+    yield Explanation(text, 0.0, 0.8, {"count": len(flat), "first": int(flat[0]), "last": int(flat[-1])})
+
+
+def garbage_buffer(ev: Evidence) -> Iterator[Explanation]:
+    """P holds values no one would store: non-finite, or denormal, or 1e20 times R (W10: memory that was never initialised)."""
+    if ev.kind not in {"weight", "rope"} or not ev.same_shape or ev.port.numel() == 0 or not ev.port.is_floating_point():
+        return
+    if not bool(torch.isfinite(ev.r).all()) or not bool(ev.r.any()):
+        return
+    typical = float(ev.r.abs().max())
+    p = ev.p[torch.isfinite(ev.p)].abs()
+    strange = int((~torch.isfinite(ev.p)).sum() + ((p > 1e15 * max(1.0, typical)) | ((p > 0) & (p < 1e-35))).sum())
+    if strange:
+        text = f"P holds {strange} values that are not finite, denormal or enormous: memory that was never initialised"
+        yield Explanation(text, 0.0, 0.85, {"count": strange})
+
+
+# What is asked about one differing parameter. Each works on two tensors, kind "weight".
+ONE_WEIGHT: tuple[Hypothesis, ...] = (
+    Hypothesis("missing_weight", "W2", missing, 0.9),
+    Hypothesis("damaged_weight", "W13", damaged, 0.5),
+    Hypothesis("garbage_buffer", "W10", garbage_buffer, 0.6),
+    *lora.HYPOTHESES,
+)
+ALL_TESTS: tuple[Hypothesis, ...] = (*ONE_WEIGHT, *layout.HYPOTHESES, *precision.HYPOTHESES, *quantisation.HYPOTHESES)
+
+
+def differing(ev: Evidence) -> list[tuple[str, Tensor, Tensor, float]]:
+    """Parameters whose values differ by more than their stored dtype explains: name, both, relative error, largest error first."""
+    found = []
+    for name, (ref, port) in ev.parameters.items():
+        if ref is None or port is None or tuple(ref.shape) != tuple(port.shape) or not 0 < ref.numel() <= MAX_NUMEL:
+            continue
+        if not ref.is_floating_point() or ref is port:
+            continue
+        index = sample_index(ref.numel(), 65536)
+        r, p = as_float64(ref.reshape(-1)[index]), as_float64(port.reshape(-1)[index])
+        if torch.equal(r, p) and (ref.numel() <= 65536 or torch.equal(ref.double(), port.double())):
+            continue
+        error = float(torch.linalg.vector_norm(p - r)) / (float(torch.linalg.vector_norm(r)) or 1.0)
+        found.append((name, ref, port, error if error == error else float("inf")))
+    return sorted(found, key=lambda item: -item[3])
+
+
+def in_parameters(ev: Evidence) -> Iterator[Explanation]:
+    """A parameter of the culprit differs: diagnose that pair and say which parameter (W1 to W13)."""
+    if ev.kind == "weight":
+        return
+    pairs = differing(ev)
+    if not pairs:
+        return
+    same_cast = _common_cast(pairs)
+    if same_cast:
+        everywhere = len(pairs) == sum(r is not None and r.is_floating_point() for r, _ in ev.parameters.values())
+        if not everywhere or ev.error < 0.05:
+            names = [name for name, *_ in pairs]
+            text = f"{_listed(names)} {'is' if len(names) == 1 else 'are'} the reference's rounded to {same_cast} (keep them in full precision)"
+            yield Explanation(text, 0.05, 0.93 if not everywhere else 0.6, {"parameters": names[:16], "dtype": same_cast}, "W11")
+        return
+    for name, ref, port, error in pairs[:MAX_PARAMETERS]:
+        best = diagnose_one(ev, name, ref, port)
+        if best is not None:
+            hypothesis, found = best
+            trust = found.confidence if len(pairs) <= 4 else found.confidence * 0.95
+            yield replace(
+                found,
+                text=f"parameter {name}: {found.text}",
+                confidence=trust,
+                parameters={"parameter": name, "how": hypothesis.name, **found.parameters},
+                class_id=found.class_id or hypothesis.class_id,
+            )
+        elif error > 1e-6:
+            text = f"parameter {name} differs (relative error {number(error)}), which explains a difference here"
+            yield Explanation(text, 0.5, 0.55, {"parameter": name, "error": error}, "W13")
+
+
+def diagnose_one(ev: Evidence, name: str, ref: Tensor, port: Tensor) -> tuple[Hypothesis, Explanation] | None:
+    """The best explanation of one parameter pair, or None."""
+    pair = Evidence(ref, port, site=name, kind="weight", module=ev.module, parameters=ev.parameters)
+    found: list[tuple[float, Hypothesis, Explanation]] = []
+    for hypothesis in ALL_TESTS:
+        for explanation in hypothesis.test(pair):
+            if explanation.confidence >= 0.5:
+                found.append((explanation.confidence + 0.05 * hypothesis.simplicity, hypothesis, explanation))
+    if not found:
+        return None
+    _, hypothesis, explanation = max(found, key=lambda item: item[0])
+    return hypothesis, explanation
+
+
+def _common_cast(pairs: Iterable[tuple[str, Tensor, Tensor, float]]) -> str:
+    """The dtype to which every differing port parameter is the reference's rounding, or ""."""
+    pairs = list(pairs)
+    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
+        if all(torch.equal(as_float64(ref.to(dtype)), as_float64(port)) for _, ref, port, _ in pairs):
+            return name
+    return ""
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def absent(ev: Evidence) -> Iterator[Explanation]:
+    """A parameter that only one side has, when the others pair up (W2; W8 for low-rank adapters)."""
+    if ev.kind == "weight" or len(ev.parameters) < 1:
+        return
+    lost = [name for name, (ref, port) in ev.parameters.items() if ref is not None and port is None]
+    paired = sum(ref is not None and port is not None for ref, port in ev.parameters.values())
+    if not lost or not paired:
+        return  # with no pair at all the names were never aligned
+    adapters = [name for name in lost if "lora" in name.lower()]
+    text = f"the port's module has no {_listed(lost)}"
+    yield Explanation(text, 0.5, 0.5, {"parameters": lost[:16]}, "W8" if len(adapters) == len(lost) else "W2")
+
+
+def settings_differ(ev: Evidence) -> Iterator[Explanation]:
+    """A scalar setting of the aligned module differs between the sides (W12). A hint: other families verify eps, theta, shift."""
+    for name, (ref, port) in ev.settings.items():
+        if not _scalar(ref) or not _scalar(port) or ref == port or _same_number(ref, port):
+            continue
+        text = f"setting {name} is {port!r} in the port and {ref!r} in the reference"
+        yield Explanation(text, 0.5, 0.6, {"setting": name, "reference": ref, "port": port})
+
+
+def _scalar(value: Any) -> bool:
+    return isinstance(value, (int, float, str, bool)) or value is None
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return isinstance(a, (int, float)) and isinstance(b, (int, float)) and abs(a - b) <= 1e-9 * max(abs(a), abs(b))
+
+
+def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
+    """Slices of P (heads, rows) are slices of another captured tensor: q holds heads of k and v (W3, fused projection order)."""
+    if ev.kind == "weight" or not comparable(ev, 32):
+        return
+    others = {n: x for n, x in ev.inputs.items() if x.is_floating_point() and tuple(x.shape) == tuple(ev.r.shape)}
+    if not others:
+        return
+    for axis, size in enumerate(ev.r.shape):
+        if not 2 <= size <= 256 or ev.r.numel() // size < 6:
+            continue
+        found = _sources(ev, axis, others)
+        if found is not None:
+            listed = ", ".join(f"{axis}[{i}] = {n}[{j}]" for i, n, j in found[:4])
+            text = f"slices of P along axis {axis} belong to other tensors: {listed}{'…' if len(found) > 4 else ''}"
+            yield Explanation(text, 0.0, 0.93, {"axis": axis, "sources": [list(f) for f in found[:32]]})
+            return
+
+
+def _sources(ev: Evidence, axis: int, others: dict[str, Tensor]) -> list[tuple[int, str, int]] | None:
+    """For every slice of P along `axis` its tensor and slice, if all have one and some come from another tensor."""
+    from .matching import as_rows, match_rows
+
+    names = ["R", *others]
+    size = ev.r.shape[axis]
+    pool = torch.cat([as_rows(ev.r, (axis,)), *(as_rows(as_float64(x), (axis,)) for x in others.values())])
+    match = match_rows(as_rows(ev.p, (axis,)), pool, 1e-5)
+    if match is None or not match.complete:
+        return None
+    moved = [(i, names[int(j) // size], int(j) % size) for i, j in enumerate(match.index) if int(j) != i]
+    foreign = [m for m in moved if m[1] != "R"]
+    return foreign if foreign and len(foreign) < size else None
+
+
+def modulation_order(ev: Evidence) -> Iterator[Explanation]:
+    """The output's per-channel gain and bias on the normalised input are exchanged: (g − 1, b) → (b, g − 1) (W5)."""
+    if ev.kind == "weight" or not comparable(ev, 64) or ev.r.ndim < 2 or ev.r.shape[-1] < 8:
+        return
+    channels = ev.r.shape[-1]
+    for name, x in ev.inputs.items():
+        if x.numel() != ev.r.numel() or x.shape[-1] != channels or not x.is_floating_point():
+            continue
+        for label, law in NORMALISED.items():
+            found = _swapped_modulation(ev, law(as_float64(x).reshape(-1, channels)))
+            if found is not None:
+                text = f"scale and shift of the modulation are exchanged: P's per-channel gain − 1 on {label}({name}) is R's bias, and the reverse"
+                yield Explanation(text, found, sure(ev, found, 0.95), {"input": name, "norm": label})
+                return
+
+
+def _standardised(x: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+NORMALISED: dict[str, Callable[[Tensor], Tensor]] = {"x": lambda x: x, "layer norm": _standardised, "rms norm": _rms}
+
+
+def _swapped_modulation(ev: Evidence, x: Tensor) -> float | None:
+    """Fit R = g·x + b per channel (one batch entry at a time if that is needed), exchange g − 1 and b, compare with P."""
+    batch = ev.r.shape[0] if ev.r.ndim >= 3 else 1
+    x, r, p = (t.reshape(batch, -1, ev.r.shape[-1]) for t in (x, ev.r, ev.p))
+    if x.shape[1] < 4:
+        return None
+    mean_x, mean_r = x.mean(1, keepdim=True), r.mean(1, keepdim=True)
+    gain = ((x - mean_x) * (r - mean_r)).sum(1, keepdim=True) / ((x - mean_x) ** 2).sum(1, keepdim=True).clamp_min(1e-300)
+    bias = mean_r - gain * mean_x
+    scale = float(torch.linalg.vector_norm(r))
+    if scale == 0 or float(torch.linalg.vector_norm(gain * x + bias - r)) > 0.01 * scale:
+        return None
+    residual = float(torch.linalg.vector_norm((1 + bias) * x + (gain - 1) - p)) / float(torch.linalg.vector_norm(p - r))
+    return residual if residual < 0.03 else None
+
+
+HYPOTHESES: tuple[Hypothesis, ...] = (
+    *ONE_WEIGHT,
+    Hypothesis("parameter_differs", "W13", in_parameters, 0.9),
+    Hypothesis("parameter_absent", "W2", absent, 0.4),
+    Hypothesis("setting_differs", "W12", settings_differ, 0.5),
+    Hypothesis("mixed_slices", "W3", mixed_slices, 0.7),
+    Hypothesis("modulation_order", "W5", modulation_order, 0.7),
+)

@@ -56,10 +56,9 @@ def _testcase(parent: ET.Element, result: Result) -> None:
     for name, value in values.items():
         ET.SubElement(properties, "property", {"name": f"coverage.{name}", "value": str(value)})
     if result.verdict != "match":
-        short = result.verdict
-        if result.first is not None:
-            short += f" at {place(result.first.site, result.first.coords)}: {measured(result.first)}"
-        failure = ET.SubElement(element, "failure", {"type": result.verdict, "message": _legal(short)})
+        first = result.first
+        where = "" if first is None else f" at {place(first.site, first.coords)}: {measured(first)}"
+        failure = ET.SubElement(element, "failure", {"type": result.verdict, "message": _legal(result.verdict + where)})
         failure.text = _legal(failure_message(result))
 
 

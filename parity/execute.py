@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,25 @@ from parity.result import format_key
 from parity.seeding import normal
 from parity.trace import Manifest, Record, Trace
 from parity.upcast import keep_double, upcast_in_place
+
+@dataclass(frozen=True)
+class SideRun:
+    """What one run left: its trace, and the model it ran."""
+
+    trace: Trace
+    model: Any
+
+
+@dataclass
+class Runs:
+    """The traces of one case, kept for the report and for tests."""
+
+    reference: Trace
+    port: Trace  # re-seated: every step from the reference's state
+    precise: Trace | None = None  # the reference in float64
+    isolated: Trace | None = None  # the port in float64, on the reference's values
+    free: Trace | None = None  # the port left alone, for information
+
 
 Inject = Callable[[Any], AbstractContextManager[Any] | None]
 
@@ -39,8 +60,8 @@ def run_side(
     digests: bool = True,
     sink: Any = None,
     keep: Any = True,
-) -> Trace:
-    """Build and run one side of a case and return its trace.
+) -> SideRun:
+    """Build and run one side of a case.
 
     inject: a fault or variation. upcast: in float64. jitter: with every weight and buffer moved by one unit of roundoff. override: replaces
     recorded values in the run. around: entered around the run alone (operation recording).
@@ -84,7 +105,7 @@ def run_side(
             )
             with torch.no_grad(), recorder, around or nullcontext():
                 side.run(model, inputs)
-            return recorder.trace
+            return SideRun(recorder.trace, model)
     except ParityError:
         raise
     except Exception as error:
@@ -142,10 +163,11 @@ def _first_line(error: Exception) -> str:
 
 def _origin(error: Exception) -> str:
     """Return file:line of the innermost frame outside torch and parity."""
+    skipped = (os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.abspath(torch.__file__)), "<")
     frame, found = error.__traceback__, "?"
     while frame is not None:
         name = frame.tb_frame.f_code.co_filename
-        if "/torch/" not in name and "/parity/" not in name:
+        if not name.startswith(skipped):
             found = f"{name.rpartition('/')[2]}:{frame.tb_lineno}"
         frame = frame.tb_next
     return found

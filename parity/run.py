@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,25 +18,14 @@ from parity.capture.environment import environment_differences
 from parity.case import Case, Fault, Setting, Variation
 from parity.compare import judge, measure, own_errors
 from parity.errors import SideError
-from parity.execute import Inject, grafting, reseating, run_side
+from parity.explain import explain
+from parity.execute import Inject, Runs, grafting, reseating, run_side
 from parity.floors import Floors
 from parity.locate import culprits, first_divergence, owner, without_echoes
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 from parity.trace import Trace
 
 Progress = Callable[[str], None]
-
-
-@dataclass
-class Runs:
-    """The traces of one case, kept for the report and for tests."""
-
-    reference: Trace
-    port: Trace  # re-seated: every step from the reference's state
-    precise: Trace | None = None  # the reference in float64
-    isolated: Trace | None = None  # the port in float64, on the reference's values
-    free: Trace | None = None  # the port left alone, for information
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def run_case(
@@ -48,11 +37,14 @@ def run_case(
     isolate: bool = True,
     diagnose: bool = True,
     free: bool = True,
+    fixed: float | None = None,
+    allowance: float = 0.0,
     progress: Progress | None = None,
 ) -> tuple[Result, Runs]:
     """Run both sides of a case and judge the port.
 
     isolate: also compare every site alone, in float64 on the reference's values. free: also run the port without re-seating, for information.
+    fixed: a relative tolerance instead of measured floors. allowance: share of the reference's sites that may stay unaligned.
     Raises SideError when a side fails to build or run.
     """
     setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
@@ -60,16 +52,17 @@ def run_case(
     say = progress or (lambda text: None)
     seconds: dict[str, float] = {}
     with _timed(seconds, "reference", say):
-        reference = run_side(case, "reference", setting)
+        reference = run_side(case, "reference", setting).trace
     with _timed(seconds, "port", say):
-        port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference))
-    runs = Runs(reference, port, seconds=seconds)
+        port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference)).trace
+    runs = Runs(reference, port)
     notes: list[str] = list(case.quirks)
     with _timed(seconds, "floors", say):
         runs.precise = _precise(case, setting, reference, notes)
     with _timed(seconds, "compare", say):
         alignment = align(reference, port, allowed=case.allow_unaligned)
-        rows = measure(alignment.pairs, reference, port, _floors(reference, runs.precise))
+        floors = Floors(fixed=fixed) if fixed is not None else _floors(reference, runs.precise)
+        rows = measure(alignment.pairs, reference, port, floors)
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         divergences = judge(rows, alignment, reference, port)
         notes += [*alignment.notes, *benign]
@@ -79,13 +72,13 @@ def run_case(
             local, rows = _isolate(case, setting, runs, rows, inject, order, notes)
     if free and case.reseat:
         with _timed(seconds, "free run", say):
-            runs.free = run_side(case, "port", setting, inject=inject, digests=False)
+            runs.free = run_side(case, "port", setting, inject=inject, digests=False).trace
     coverage = cover(alignment, reference, port)
     notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
-    result = _conclude(case, rows, divergences, local, coverage, runs, notes, seconds)
+    result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
     if diagnose and result.first is not None:
         with _timed(seconds, "diagnose", say):
-            result = _explain(case, setting, runs, result, local, inject)
+            result = explain(case, setting, runs, result, inject, order)
     return replace(result, fault=fault.name if fault else None, variation=variation.name if variation else None, seconds=dict(seconds)), runs
 
 
@@ -125,7 +118,7 @@ def _dtype_of(case: Case, fault: Fault | None, variation: Variation | None) -> t
 def _precise(case: Case, setting: Setting, reference: Trace, notes: list[str]) -> Trace | None:
     """Run the reference in float64, each step from the deployed run's state."""
     try:
-        return run_side(case, "reference", setting, upcast=True, override=reseating(case, reference), digests=True)
+        return run_side(case, "reference", setting, upcast=True, override=reseating(case, reference)).trace
     except SideError as error:
         notes.append(f"no float64 run of the reference, fixed tolerances instead: {error}")
         return None
@@ -151,12 +144,12 @@ def _isolate(
     precise = runs.precise
     assert precise is not None
     try:
-        port = run_side(case, "port", setting, inject=inject, upcast=True, override=grafting(precise, order))
+        port = run_side(case, "port", setting, inject=inject, upcast=True, override=grafting(precise, order)).trace
     except SideError as error:
         notes.append(f"no isolation: {error}")
         return [], rows
     runs.isolated = port
-    moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise), digests=False)
+    moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise), digests=False).trace
     limits = floors_.measured(own_errors(precise, moved), {r.key: r for r in precise}, least=floors_.ISOLATION)
     alignment = align(precise, port, allowed=case.allow_unaligned)
     own = measure(alignment.pairs, precise, port, limits)
@@ -188,7 +181,7 @@ def _conclude(
     coverage: Coverage,
     runs: Runs,
     notes: list[str],
-    seconds: Mapping[str, float],
+    allowance: float,
 ) -> Result:
     everything = [*divergences, *local]
     complete = runs.reference.manifest.complete and runs.port.manifest.complete
@@ -204,7 +197,7 @@ def _conclude(
     found = culprits(local, runs.precise or runs.reference) if local else ()
     culprit = Culprit(owner(first, runs.reference), site=first.site, coords=dict(first.coords)) if first else None
     return Result(
-        verdict=verdict_of(everything, coverage, complete),  # type: ignore[arg-type]
+        verdict=verdict_of(everything, coverage, complete, allowance),  # type: ignore[arg-type]
         first=first,
         culprit=culprit,
         causes=(),
@@ -216,15 +209,8 @@ def _conclude(
         notes=tuple(dict.fromkeys(notes)),
         case=case.label,
         system=case.system,
-        seconds=dict(seconds),
         command=f"parity run {case.label}",
     )
-
-
-def _explain(case: Case, setting: Setting, runs: Runs, result: Result, local: list[Divergence], inject: Inject | None) -> Result:
-    from parity.explain import explain
-
-    return explain(case, setting, runs, result, inject)
 
 
 @contextmanager

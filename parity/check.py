@@ -1,0 +1,294 @@
+"""One call on any two models, two traces or two tensors: the public functions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity.align import align
+from parity.capture import split_inputs
+from parity.capture.environment import environment_differences
+from parity.capture.probes import Modules, Probe
+from parity.case import Case, Setting, Side
+from parity.compare import judge, measure
+from parity.diagnose import diagnose as _diagnose
+from parity.diagnose.evidence import Evidence
+from parity.errors import ParityFailure, TraceError
+from parity.execute import run_side
+from parity.floors import FIXED, Floors
+from parity.locate import first_divergence, owner
+from parity.names import NameMap, load_names, parse_names
+from parity.nonfinite import find_nonfinite
+from parity.result import Coverage, Culprit, Divergence, Result
+from parity.trace import Trace
+from parity.upcast import upcast_in_place
+
+__all__ = ["assert_parity", "check", "compare", "diagnose_tensors", "find_nonfinite", "load_tensor"]
+
+Model = nn.Module | tuple[Callable[..., Any], nn.Module]
+Names = NameMap | Sequence[Mapping[str, Any]] | str | Path | None
+
+
+def check(
+    reference: Model,
+    port: Model,
+    inputs: Any,
+    *,
+    names: Names = None,
+    floor: str | float = "auto",
+    isolate: bool = True,
+    probes: Callable[[Any], Sequence[Probe]] | None = None,
+    port_probes: Callable[[Any], Sequence[Probe]] | None = None,
+    allow_unaligned: float = 0.5,
+    label: str = "check",
+) -> Result:
+    """Run two implementations on the same inputs and tell whether the port computes what the reference computes.
+
+    reference, port: modules, or pairs (function, module) where `function(module, *inputs)` runs it.
+    inputs: a tuple or dict of arguments, or a pair (reference's, port's) of those when the two sides take different ones.
+    names: a name map (rules, or a YAML file); without one, records are aligned by names, weights, order, shapes and values.
+    floor: "auto" measures what a right port may be off by; a number is a fixed relative tolerance.
+    isolate: also compare every site alone in float64, which finds faults below the noise and all independent ones at once.
+    allow_unaligned: share of the reference's sites that may stay without a partner.
+
+    >>> parity.check(official, mine, (x, t)).verdict
+    'match'
+    """
+    from parity.run import run_case
+
+    left, right = _pair_of_inputs(inputs)
+    case = Case(
+        system="check",
+        name=label,
+        text="two modules",
+        reference=_side(reference, left, probes),
+        port=_side(port, right, port_probes or probes),
+        inputs=lambda setting: None,
+        names=_names(names),
+    )
+    setting = Setting(dtype=_dtype(_module(reference)))
+    notes: tuple[str, ...] = ()
+    if names is None:
+        case, notes = _with_inferred_names(case, setting)
+    result, _ = run_case(
+        case,
+        setting,
+        isolate=isolate,
+        free=False,
+        fixed=None if floor == "auto" else float(floor),
+        allowance=allow_unaligned,
+    )
+    return replace(result, case=label, command="parity.check(..., isolate=True)", notes=(*notes, *result.notes))
+
+
+def assert_parity(reference: Model, port: Model, inputs: Any, **options: Any) -> Result:
+    """Do the same as `check`, and raise ParityFailure with a message to act on when the verdict is not `match`."""
+    result = check(reference, port, inputs, **options)
+    if result.verdict != "match":
+        from parity.report.text import failure_message
+
+        raise ParityFailure(failure_message(result))
+    return result
+
+
+def compare(
+    reference: Trace,
+    port: Trace,
+    *,
+    names: NameMap | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    allow_unaligned: float = 0.5,
+    by_value: bool = True,
+    label: str = "compare",
+) -> Result:
+    """Compare two traces that were made anywhere. Without a second run the tolerances are fixed, by dtype.
+
+    Raises TraceError when a trace holds nothing.
+    """
+    from parity.run import cover, verdict_of
+
+    for side, trace in (("reference", reference), ("port", port)):
+        if not len(trace):
+            raise TraceError(f"the {side} trace holds no record")
+    alignment = align(reference, port, names, by_value=by_value)
+    rows = measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol))
+    divergences = judge(rows, alignment, reference, port)
+    coverage = cover(alignment, reference, port)
+    first = first_divergence(divergences)
+    complete = reference.manifest.complete and port.manifest.complete
+    culprit = Culprit(owner(first, reference) or first.site, site=first.site, coords=dict(first.coords)) if first else None
+    causes = ()
+    if first is not None:
+        evidence = _trace_evidence(first, alignment, reference, port)
+        causes = _diagnose(evidence) if evidence is not None else ()
+    return Result(
+        verdict=verdict_of(divergences, coverage, complete, allow_unaligned),  # type: ignore[arg-type]
+        first=first,
+        culprit=culprit,
+        causes=causes,
+        coverage=coverage,
+        divergences=tuple(divergences),
+        culprits=(culprit,) if culprit else (),
+        rows=tuple(rows),
+        environment=_environment(reference, port),
+        notes=(*_order_notes(reference, port), *alignment.notes),
+        case=label,
+        system=reference.manifest.system,
+        command="parity compare REFERENCE PORT --map names.yaml",
+    )
+
+
+def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
+    """Compare two tensors and test every hypothesis on them."""
+    from parity.compare import relative_l2, worst
+    from parity.diagnose.locality import describe
+
+    floor = FIXED.get(str(reference.dtype).removeprefix("torch."), 0.0)
+    evidence = Evidence(reference=reference, port=port, site="tensor", kind=kind, floor=floor)
+    same = reference.shape == port.shape
+    error = relative_l2(port, reference) if same else float("inf")
+    if same and (error <= floor or torch.equal(reference, port)):
+        return Result("match", None, None, (), Coverage(1, 1, 1), case="diagnose")
+    index, left, right = worst(reference, port) if same and reference.numel() else (None, None, None)
+    first = Divergence(
+        site="tensor", coords={}, kind=kind, metric="rel_l2" if same else "shape", error=error, floor=floor, order=0,
+        detail="" if same else f"shape {list(reference.shape)} (reference), {list(port.shape)} (port)",
+        index=index, reference_value=left, port_value=right, shape=tuple(reference.shape), locality=tuple(describe(evidence)),
+    )  # fmt: skip
+    return Result("diverged", first, None, _diagnose(evidence), Coverage(1, 1, 1), divergences=(first,), case="diagnose")
+
+
+def load_tensor(text: str) -> Tensor:
+    """Read `FILE.safetensors[:KEY]` or `FILE.npy` (never unpickled)."""
+    from parity.store import open_safetensors
+
+    path, _, key = text.partition(".safetensors:")
+    if key or text.endswith(".safetensors"):
+        handle = open_safetensors(Path(f"{path}.safetensors" if key else text))
+        keys = list(handle.keys())
+        if key and key not in keys:
+            raise TraceError(f"{path}.safetensors has no tensor '{key}'; there are: {', '.join(keys[:8])}")
+        if not key and len(keys) != 1:
+            raise TraceError(f"{text} holds {len(keys)} tensors; name one, as in {text}:{keys[0] if keys else 'KEY'}")
+        return handle.get_tensor(key or keys[0])  # type: ignore[no-any-return]
+    import numpy as np
+
+    try:
+        return torch.from_numpy(np.load(text, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise TraceError(f"cannot read the tensor {text}: {str(error).splitlines()[0]}") from None
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _module(model: Model) -> nn.Module:
+    return model[1] if isinstance(model, tuple) else model
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | None) -> Side:
+    """Wrap a given model as a side of a case: it is never rebuilt, and only copies of it are upcast."""
+    function, module = model if isinstance(model, tuple) else (None, model)
+    args, kwargs = split_inputs(inputs)
+
+    def run(current: nn.Module, given: Any) -> Any:
+        # The inputs belong to the side, not to the case: cloned, so that a model that writes into them harms nobody.
+        own_args, own_kwargs = _copy_tensors((args, kwargs))
+        if next((p.dtype for p in current.parameters()), None) is torch.float64 or getattr(current, "_parity_upcast", False):
+            own_args, own_kwargs = upcast_in_place((own_args, own_kwargs))
+        return function(current, *own_args, **own_kwargs) if function is not None else current(*own_args, **own_kwargs)
+
+    def upcast(current: nn.Module) -> nn.Module:
+        wide: nn.Module = upcast_in_place(copy.deepcopy(current))
+        wide._parity_upcast = True  # type: ignore[assignment]
+        return wide
+
+    return Side(
+        build=lambda setting: module,
+        run=run,
+        probes=probes or (lambda current: [Modules(current)]),
+        modules=lambda current: {"": current},
+        upcast=upcast,
+    )
+
+
+def _copy_tensors(value: Any) -> Any:
+    from parity.capture import nested
+
+    return nested.replace(value, lambda path, t: t.detach().clone())
+
+
+def _pair_of_inputs(inputs: Any) -> tuple[Any, Any]:
+    if isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(part, (tuple, dict)) for part in inputs):
+        return inputs
+    return inputs, inputs
+
+
+def _names(names: Names) -> NameMap:
+    if names is None or isinstance(names, NameMap):
+        return names or NameMap()
+    if isinstance(names, (str, Path)):
+        return load_names(Path(names))
+    return parse_names(names)
+
+
+def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str, ...]]:
+    """Align two models that nobody wrote a map for: from names, weights, order, shapes and values of one run."""
+    from parity.matching import infer_names
+
+    reference, port = run_side(case, "reference", setting), run_side(case, "port", setting)
+    ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
+    names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""])
+    return replace(case, names=names), notes
+
+
+def _trace_evidence(first: Divergence, alignment: Any, reference: Trace, port: Trace) -> Evidence | None:
+    pair = next((p for p in alignment.pairs if p.reference.key == first.key), None)
+    if pair is None:
+        return None
+    r, p = reference.tensor(first.key), pair.port_tensor(port)
+    if r is None or p is None:
+        return None
+    before = [r_.key for r_ in reference.records[max(0, first.order - 24) : first.order]]
+    return Evidence(
+        reference=r,
+        port=p,
+        site=first.site,
+        coords=first.coords,
+        kind=first.kind,
+        module=owner(first, reference),
+        floor=first.floor,
+        inputs={key: t for key in before if (t := reference.tensor(key)) is not None},
+        port_inputs={key: t for key in before if (t := port.tensor(key)) is not None},
+        ref_at=reference.at,
+        port_at=port.at,
+        sites=reference.sites(),
+    )
+
+
+def _environment(reference: Trace, port: Trace) -> dict[str, Any]:
+    left, right = reference.manifest.environment, port.manifest.environment
+    return {"reference": dict(left), "port": dict(right), "differences": environment_differences(left, right)}
+
+
+def _order_notes(reference: Trace, port: Trace) -> tuple[str, ...]:
+    notes = []
+    if reference.manifest.order_assumed:
+        notes.append("the reference trace has no 'order' entry: natural order of its keys was assumed, so 'first' means first in that order")
+    for side, trace in (("reference", reference), ("port", port)):
+        if not trace.manifest.complete:
+            notes.append(f"the {side} trace is incomplete: its run was cut off after {len(trace)} records")
+    return tuple(notes)
+
+

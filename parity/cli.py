@@ -1,0 +1,441 @@
+"""The command line. The only place that prints.
+
+Exit status of every command: 0 match, 1 divergence, 2 wrong usage or unreadable input, 3 a side failed to run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from parity.errors import CaseError, ParityError, SideError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Does a port compute what its reference computes, and if not, where does it first depart, how far, and why?",
+)
+golden_app = typer.Typer(no_args_is_help=True, help="Golden files: tensors recorded from the authors' own code.")
+app.add_typer(golden_app, name="golden")
+
+_OUT = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+_ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+CasesOption = Annotated[list[Path] | None, typer.Option("--cases", help="Cases folder(s) instead of [tool.parity] cases of pyproject.toml.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
+DTYPES = {"fp32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16", "fp64": "float64", "float64": "float64"}
+
+
+def main() -> None:
+    """Run the command line; turn every user error into one line and a status."""
+    try:
+        status = app(standalone_mode=False)
+    except ParityError as error:
+        _ERR.print(f"parity: {error}", markup=False)
+        sys.exit(3 if isinstance(error, SideError) else 2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        _ERR.print("parity: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            _ERR.print(f"parity: {error.format_message()} (see parity --help)", markup=False)
+            sys.exit(2)
+        raise
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@app.command("list")
+def list_(cases: CasesOption = None, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> int:
+    """List systems, their cases, faults and variations."""
+    from parity.discover import find_systems
+
+    systems = find_systems(paths=cases)
+    if as_json:
+        print(json.dumps({name: _system_json(system) for name, system in systems.items()}, indent=1))
+        return 0
+    for system in systems.values():
+        _OUT.print(f"[bold]{system.name}[/bold]  {system.text}")
+        for case in system.cases:
+            _OUT.print(f"  case {case.label}: {case.text}", markup=False)
+        for fault in system.faults:
+            where = f" [{fault.case}]" if fault.case else ""
+            _OUT.print(f"  fault {fault.name}{where}: {fault.text} ({fault.spec_id})", markup=False)
+        for variation in system.variations:
+            _OUT.print(f"  variation {variation.name}: {variation.text}", markup=False)
+        for entry in system.goldens:
+            _OUT.print(f"  golden entry {entry.name} ({', '.join(entry.sides)})", markup=False)
+    if not systems:
+        _OUT.print("no cases found: add [tool.parity] cases = [\"folder\"] to pyproject.toml, or give --cases FOLDER", markup=False)
+    return 0
+
+
+@app.command()
+def run(
+    names: Annotated[list[str] | None, typer.Argument(metavar="CASE...", help="system or system/case; everything when left out.")] = None,
+    fault: Annotated[str | None, typer.Option("--fault", help="Switch a fault of the port on.")] = None,
+    variation: Annotated[str | None, typer.Option("--variation", help="Apply a change that a right port may make.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Deployed dtype: fp32, bf16, fp16 (default: the case's).")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of weights and latents.")] = 0,
+    isolate: Annotated[bool, typer.Option("--isolate/--no-isolate", help="Also compare every site alone, in float64 on the reference's values.")] = True,
+    weights: Annotated[Path | None, typer.Option("--weights", help="Run on a real checkpoint instead of tiny random weights.")] = None,
+    as_json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML reports.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Folder for the traces of both sides.")] = None,
+    cases: CasesOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> int:
+    """Run both sides of cases and judge the port."""
+    from parity.discover import choose_cases, find_systems
+    from parity.session import Job, run_jobs
+
+    systems = find_systems(paths=cases)
+    jobs = _jobs(systems, list(names or []), fault, variation, dtype, device, seed, weights)
+    if not jobs:
+        raise CaseError("no cases to run (see parity list)")
+    del choose_cases, Job
+    outcome = run_jobs(jobs, isolate=isolate, html=html, save=save, console=None if quiet else _ERR)
+    if not quiet:
+        from parity.report.text import failure_message, summary_table
+
+        _OUT.print(summary_table(outcome.results, outcome.not_run))
+        for result in outcome.results:
+            if result.verdict != "match":
+                _OUT.print()
+                _OUT.print(failure_message(result), markup=False)
+        if html is not None:
+            _OUT.print(f"report: {html / 'index.html'}", markup=False)
+    _write_results(outcome.results, as_json)
+    if junit is not None:
+        from parity.report.junit import write_junit
+
+        write_junit(outcome.results, junit, outcome.not_run)
+    for line in outcome.errors:
+        _ERR.print(f"parity: {line}", markup=False)
+    return outcome.exit_status
+
+
+@app.command()
+def capture(
+    target: Annotated[str, typer.Argument(help="A script.py, or package.module:callable that is called without arguments.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the trace.")] = Path("trace"),
+    modules: Annotated[str, typer.Option("--modules", help="Regular expression for the module paths to record.")] = ".*",
+    model: Annotated[str, typer.Option("--model", help="Only modules of this class count as a root (default: the first module called).")] = "",
+    full: Annotated[bool, typer.Option("--full/--sketch", help="Keep full tensors (default: statistics, hash and sketch).")] = False,
+    names: Annotated[Path | None, typer.Option("--map", help="Name map applied while recording.")] = None,
+    args: Annotated[list[str] | None, typer.Argument(help="Arguments of the script.")] = None,
+) -> int:
+    """Record a trace of anything that runs torch."""
+    from parity.capture.command import capture_command
+
+    count = capture_command(target, list(args or []), out, modules, model, full, names)
+    _OUT.print(f"{count} records in {out}", markup=False)
+    return 0
+
+
+@app.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(help="Trace of the reference: a folder or a .safetensors file.")],
+    port: Annotated[Path, typer.Argument(help="Trace of the port.")],
+    names: Annotated[Path | None, typer.Option("--map", help="YAML name map: rules {port: REGEX, reference: TEMPLATE, layout: PATTERN}.")] = None,
+    rtol: Annotated[float | None, typer.Option("--rtol", help="Relative L2 tolerance for every record (default: by dtype).")] = None,
+    atol: Annotated[float, typer.Option("--atol", help="Largest absolute difference that is never a divergence.")] = 0.0,
+    allow: Annotated[float, typer.Option("--allow-unaligned", help="Share of reference sites that may stay without a partner.")] = 0.5,
+    by_value: Annotated[bool, typer.Option("--by-value/--by-name", help="Match what names do not by values.")] = True,
+    as_json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML report.")] = None,
+) -> int:
+    """Compare two traces, from any two machines."""
+    from parity.check import compare as compare_traces
+    from parity.names import load_names
+    from parity.report.text import failure_message, summary_table
+    from parity.store import load_trace
+
+    result = compare_traces(
+        load_trace(reference),
+        load_trace(port),
+        names=load_names(names) if names else None,
+        rtol=rtol,
+        atol=atol,
+        allow_unaligned=allow,
+        by_value=by_value,
+        label=f"{reference} vs {port}",
+    )
+    _OUT.print(summary_table([result]))
+    if result.verdict != "match":
+        _OUT.print(failure_message(result), markup=False)
+    _write_results([result], as_json)
+    if html is not None:
+        from parity.session import write_reports
+
+        _OUT.print(f"report: {write_reports([(result, None)], html)}", markup=False)
+    return result.exit_status
+
+
+@golden_app.command("verify")
+def golden_verify(
+    files: Annotated[list[Path], typer.Argument(help="Golden .safetensors files.")],
+    cases: CasesOption = None,
+    as_json: JsonOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also list what was omitted and every failing value.")] = False,
+) -> int:
+    """Build the implementation from each golden's config, load its weights strictly, run, compare everything the file holds."""
+    from parity.discover import find_systems
+    from parity.golden import verify_golden
+
+    systems = find_systems(paths=cases)
+    status, listing = 0, []
+    for path in files:
+        try:
+            report = verify_golden(path, systems)
+        except ParityError as error:
+            _OUT.print(f"error  {path.name}: {error}", markup=False)
+            status = max(status, 3 if isinstance(error, SideError) else 2)
+            listing.append({"path": str(path), "ok": False, "error": str(error)})
+            continue
+        _OUT.print(_golden_line(report), markup=False)
+        if verbose or not report.ok:
+            _print_golden_details(report)
+        listing.append(_golden_json(report))
+        status = max(status, 0 if report.ok else 1)
+    if as_json:
+        from parity.files import write_text
+
+        write_text(as_json, json.dumps({"ok": status == 0, "files": listing}, indent=1) + "\n")
+    return status
+
+
+@app.command()
+def diagnose(
+    reference: Annotated[str, typer.Argument(help="Tensor file of the reference: FILE.safetensors[:KEY] or FILE.npy.")],
+    port: Annotated[str, typer.Argument(help="Tensor file of the port.")],
+    kind: Annotated[str, typer.Option("--kind", help="What it is: activation, rope, kv, mask, schedule, latent, frame, weight.")] = "activation",
+    as_json: JsonOption = None,
+) -> int:
+    """Test the hypotheses on two saved tensors."""
+    from parity.check import diagnose_tensors, load_tensor
+
+    result = diagnose_tensors(load_tensor(reference), load_tensor(port), kind=kind)
+    from parity.report.text import failure_message
+
+    _OUT.print("match: the tensors agree" if result.verdict == "match" else failure_message(result), markup=False)
+    _write_results([result], as_json)
+    return result.exit_status
+
+
+@app.command()
+def nonfinite(
+    target: Annotated[str, typer.Argument(help="package.module:callable that returns (model, inputs), or system[/case][:port|:reference].")],
+    cases: CasesOption = None,
+    as_json: JsonOption = None,
+) -> int:
+    """Find the first operation that makes a non-finite value from finite inputs."""
+    from parity.nonfinite import nonfinite_command
+
+    found = nonfinite_command(target, cases)
+    _OUT.print("match: every value is finite" if found is None else found.text, markup=False)
+    if as_json:
+        from parity.files import write_text
+
+        write_text(as_json, json.dumps(found.to_json() if found else {"verdict": "match", "first": None}, indent=1) + "\n")
+    return 0 if found is None else 1
+
+
+@app.command()
+def gauntlet(
+    names: Annotated[list[str] | None, typer.Argument(metavar="SYSTEM...", help="Systems (default: all).")] = None,
+    only: Annotated[str, typer.Option("--only", help="Regular expression for fault and variation names.")] = ".*",
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
+    as_json: JsonOption = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the score table as Markdown.")] = None,
+    cases: CasesOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a fault.")] = False,
+) -> int:
+    """Run every fault and every variation; print the score table."""
+    from parity.gauntlet import gauntlet_command
+
+    return gauntlet_command(list(names or []), only, jobs, as_json, markdown, cases, _OUT, _ERR, verbose)
+
+
+@app.command()
+def video(
+    reference: Annotated[Path, typer.Argument(help="Clip or frame folder of the reference.")],
+    port: Annotated[Path, typer.Argument(help="Clip or frame folder of the port.")],
+    as_json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option("--html", help="HTML file of the report.")] = None,
+) -> int:
+    """Compare two clips: per-frame figures, blank, green, frozen, flickering frames, the first bad frame."""
+    from parity.clips import load_clip
+    from parity.video import compare_clips
+
+    left, right = load_clip(reference), load_clip(port)
+    comparison = compare_clips(left, right)
+    for line in comparison.lines():
+        _OUT.print(line, markup=False)
+    if as_json:
+        from parity.files import write_text
+
+        write_text(as_json, json.dumps(comparison.to_json(), indent=1) + "\n")
+    if html is not None:
+        from parity.report.html import write_video_report
+
+        write_video_report(comparison, left, right, html)
+    return 0 if comparison.verdict == "match" else 1
+
+
+@app.command()
+def bench(
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    repeats: Annotated[int, typer.Option("--repeats", help="Interleaved repetitions; the median counts.")] = 5,
+    as_json: JsonOption = None,
+) -> int:
+    """Measure the cost of capturing and comparing on this machine, against the plain run."""
+    from parity.bench import bench_command
+
+    return bench_command(device, repeats, as_json, _OUT)
+
+
+@app.command()
+def report(
+    sources: Annotated[list[Path], typer.Argument(help="Result JSON files.")],
+    html: Annotated[Path, typer.Option("--html", help="Folder for the reports.")] = Path("reports"),
+) -> int:
+    """Build the HTML again from saved results."""
+    from parity.session import read_results, write_reports
+
+    _OUT.print(f"report: {write_reports([(r, None) for r in read_results(sources)], html)}", markup=False)
+    return 0
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> int:
+    """Check the environment: versions, devices, determinism switches, codecs."""
+    from parity.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps([f.__dict__ for f in findings], indent=1))
+    else:
+        for finding in findings:
+            _OUT.print(f"{finding.mark:5} {finding.name}: {finding.text}", markup=False)
+    return 0 if all(f.mark != "FAIL" for f in findings) else 1
+
+
+def _jobs(
+    systems: Any, names: list[str], fault: str | None, variation: str | None, dtype: str | None, device: str, seed: int, weights: Path | None
+) -> list[Any]:
+    """Turn the arguments of `run` into jobs."""
+    import torch
+
+    from parity.case import Setting
+    from parity.discover import choose_cases, get_system
+    from parity.session import Job
+
+    if dtype is not None and dtype not in DTYPES:
+        raise CaseError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPES)}")
+    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise CaseError("no CUDA device is available here; leave out --device cuda")
+    wanted = getattr(torch, DTYPES[dtype]) if dtype else None
+
+    def setting(case: Any, preferred: Any = None) -> Setting:
+        return Setting(wanted or preferred or case.dtypes[0], device, seed)
+
+    if weights is not None:
+        if len(names) != 1 or "/" in names[0]:
+            raise CaseError("--weights needs exactly one system, as in: parity run wan --weights PATH")
+        system = get_system(systems, names[0])
+        if system.from_weights is None:
+            raise CaseError(f"system {system.name} cannot run from a checkpoint")
+        return [Job(case, setting(case)) for case in system.from_weights(weights)]
+    if fault is None and variation is None:
+        return [Job(case, setting(case)) for case in choose_cases(systems, names)]
+    if fault is not None and variation is not None or len(names) != 1:
+        raise CaseError("--fault and --variation need exactly one system, as in: parity run waypoint --fault NAME")
+    system = get_system(systems, names[0].partition("/")[0])
+    kind, pool, name = ("fault", system.faults, fault) if fault is not None else ("variation", system.variations, variation)
+    chosen = next((item for item in pool if item.name == name), None)
+    if chosen is None:
+        raise CaseError(f"system {system.name} has no {kind} '{name}'; see parity list")
+    case = system.case(names[0].partition("/")[2] or chosen.case)
+    return [Job(case, setting(case, chosen.dtype), **{kind: chosen})]
+
+
+def _write_results(results: list[Any], path: Path | None) -> None:
+    """One result is written as itself, several as a list under "results"."""
+    if path is None:
+        return
+    if len(results) == 1:
+        results[0].write_json(path)
+        return
+    from parity.files import write_text
+
+    worst = next((r.verdict for r in results if r.verdict != "match"), "match")
+    write_text(path, json.dumps({"verdict": worst, "results": [r.to_json() for r in results]}, indent=1) + "\n")
+
+
+def _system_json(system: Any) -> dict[str, Any]:
+    return {
+        "text": system.text,
+        "cases": [{"name": c.label, "text": c.text} for c in system.cases],
+        "faults": [{"name": f.name, "text": f.text, "spec": f.spec_id, "case": f.case} for f in system.faults],
+        "variations": [{"name": v.name, "text": v.text} for v in system.variations],
+        "goldens": [{"entry": e.name, "sides": list(e.sides)} for e in system.goldens],
+    }
+
+
+def _golden_line(report: Any) -> str:
+    worst = report.worst
+    mark = "ok    " if report.ok else "FAILED"
+    text = f"{mark} {report.path.name}: {report.system}/{report.entry} ({report.side}), {len(report.checks)} values"
+    if worst is not None:
+        text += f", worst {worst.name}: max abs {worst.absolute:.2e}, rel {worst.relative:.2e}"
+    if report.omitted:
+        text += f", {len(report.omitted)} omitted with reason"
+    return text + (f", {len(report.missing)} NOT PRODUCED" if report.missing else "")
+
+
+def _print_golden_details(report: Any) -> None:
+    for name in report.missing[:20]:
+        _OUT.print(f"       not produced: {name}", markup=False)
+    for check in [c for c in report.checks if not c.ok][:20]:
+        _OUT.print(f"       {check.name}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}", markup=False)
+    for reason in dict.fromkeys(report.omitted.values()):
+        count = sum(r == reason for r in report.omitted.values())
+        _OUT.print(f"       omitted: {count} values ({reason})", markup=False)
+
+
+def _golden_json(report: Any) -> dict[str, Any]:
+    from parity.result import _plain
+
+    return _plain(  # type: ignore[no-any-return]
+        {
+            "path": str(report.path),
+            "system": report.system,
+            "entry": report.entry,
+            "side": report.side,
+            "ok": report.ok,
+            "values": len(report.checks),
+            "missing": list(report.missing),
+            "omitted": dict(report.omitted),
+            "failures": [c.__dict__ for c in report.checks if not c.ok],
+            "worst": report.worst.__dict__ if report.worst else None,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Inside the culprit: both sides' operations on the same inputs, aligned by value; the first one without a match, with its source line.
+
+The operations between the last agreeing record and the diverging one are logged with a dispatch mode. A value of the port is *known* when the reference has
+computed the same numbers, in any layout. Working back from the diverging value through unknown values only, the operations whose inputs are all known
+are where the port departs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from parity.diagnose.evidence import Op
+from parity.trace import Record
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_SKIPPED = (_HERE, os.path.dirname(os.path.abspath(torch.__file__)), os.path.dirname(contextlib.__file__) + "/contextlib.py", "<")
+_MOST_ELEMENTS = 1 << 21  # larger values are not kept
+_MOST_OPS = 4000
+_CLOSE = 1e-6
+_RENAME = {
+    "_softmax": "softmax",
+    "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention",
+    "_scaled_dot_product_flash_attention": "scaled_dot_product_attention",
+    "_scaled_dot_product_efficient_attention": "scaled_dot_product_attention",
+    "_scaled_dot_product_cudnn_attention": "scaled_dot_product_attention",
+}
+_MOVES = frozenset(
+    "view _unsafe_view reshape transpose t permute expand slice select unsqueeze squeeze clone detach alias _to_copy contiguous "
+    "split split_with_sizes chunk unbind as_strided empty empty_like new_empty lift_fresh view_as_real view_as_complex".split()
+)
+
+
+class OpLog(TorchDispatchMode):
+    """Log the operations of the window that ends at the record `key`. `watch` is given to the recorder."""
+
+    def __init__(self, key: str, known: frozenset[str]) -> None:
+        super().__init__()
+        self.key, self.known = key, known
+        self.ops: list[Op] = []
+        self.window: tuple[Op, ...] = ()
+        self._own = 0
+
+    def watch(self, record: Record) -> None:
+        """End the window at the wanted record; start it again at any other record that both sides have."""
+        if record.key == self.key and not self.window:
+            self.window = tuple(self.ops)
+        if record.key in self.known:
+            self.ops = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.window or len(self.ops) >= _MOST_OPS:
+            return func(*args, **kwargs)
+        source = source_line()
+        if source is None:  # the recorder's own arithmetic
+            return func(*args, **kwargs)
+        inputs = tuple(_keep(t) for t in tensors_in((args, kwargs)))
+        result = func(*args, **kwargs)
+        name = func._schema.name.partition("::")[2]
+        outputs = tuple(_keep(t) for t in tensors_in(result))
+        self.ops.append(Op(_RENAME.get(name, name).rstrip("_"), inputs, outputs, read_scalars(func, args, kwargs), source[0], source[1]))
+        return result
+
+
+@dataclass(frozen=True)
+class Departure:
+    """The first operation of each side without a match (None: that side has none)."""
+
+    port: Op | None
+    reference: Op | None
+    detail: str = ""
+
+
+def find_departure(ref_ops: Sequence[Op], port_ops: Sequence[Op], diverging: Tensor | None) -> Departure:
+    """Return where the port's operations leave the reference's."""
+    ref_values = _Values([t for op in ref_ops for t in (*op.inputs, *op.outputs)])
+    port_values = _Values([t for op in port_ops for t in (*op.inputs, *op.outputs)])
+    port = _frontier(port_ops, ref_values, diverging)
+    reference = _frontier(ref_ops, port_values, None)
+    if port is None and reference is not None:
+        return Departure(None, reference, f"the port has no counterpart of {describe_op(reference)}")
+    return Departure(port, reference)
+
+
+def describe_op(op: Op) -> str:
+    """Return one line: name, shapes, scalars."""
+    return describe_values(op.name, op.inputs, op.scalars)
+
+
+def describe_values(name: str, inputs: Sequence[Tensor], scalars: Mapping[str, Any]) -> str:
+    """Return `name(f32[2,3], eps=1e-06)`."""
+    return f"{name}({', '.join([*map(compact, inputs), *(f'{k}={_short(v)}' for k, v in scalars.items())])})"
+
+
+def compact(value: Tensor) -> str:
+    """Return a tensor as `f32[2,3]`."""
+    names = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16", "int64": "i64", "int32": "i32", "bool": "bool"}
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{names.get(dtype, dtype)}[{','.join(map(str, value.shape))}]"
+
+
+def _frontier(ops: Sequence[Op], known: _Values, diverging: Tensor | None) -> Op | None:
+    """Return the first operation with known inputs and an unknown output from which the diverging value follows through unknown ones."""
+    produced: dict[int, int] = {}
+    good = []
+    for i, op in enumerate(ops):
+        good.append(all(known.has(t) for t in op.outputs) if op.outputs else True)
+        for t in op.outputs:
+            produced[_print(t)] = i
+    cone = _cone(ops, good, produced, diverging)
+    for i in sorted(cone):
+        op = ops[i]
+        makers = [produced.get(_print(t)) for t in op.inputs]
+        if op.name not in _MOVES and all(known.has(t) or m is None or m >= i or good[m] for t, m in zip(op.inputs, makers, strict=True)):
+            return op
+    return next((ops[i] for i in sorted(cone) if ops[i].name not in _MOVES), next((ops[i] for i in sorted(cone)), None))
+
+
+def _cone(ops: Sequence[Op], good: Sequence[bool], produced: dict[int, int], diverging: Tensor | None) -> set[int]:
+    """Return the unknown operations that lead to the diverging value (or to the last unknown one) through unknown values."""
+    start = produced.get(_print(diverging)) if diverging is not None else None
+    if start is None or good[start]:
+        start = next((i for i in reversed(range(len(ops))) if not good[i]), None)
+    if start is None:
+        return set()
+    cone, todo = {start}, [start]
+    while todo:
+        i = todo.pop()
+        for t in ops[i].inputs:
+            maker = produced.get(_print(t))
+            if maker is not None and maker < i and not good[maker] and maker not in cone:
+                cone.add(maker)
+                todo.append(maker)
+    return cone
+
+
+class _Values:
+    """A set of tensors, up to layout and rounding: order-free sums and a second moment against a fixed function of the value."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.prints: dict[int, list[tuple[float, ...]]] = {}
+        for t in tensors:
+            self.prints.setdefault(t.numel(), []).append(_moments(t))
+
+    def has(self, value: Tensor) -> bool:
+        mine = _moments(value)
+        return any(_near(mine, other) for other in self.prints.get(value.numel(), ()))
+
+
+def _moments(value: Tensor) -> tuple[float, ...]:
+    if value.numel() == 0 or value.is_meta:
+        return (0.0, 0.0, 0.0, 0.0)
+    wide = (torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).detach().double().flatten()
+    wide = torch.nan_to_num(wide, nan=1e30, posinf=1e31, neginf=-1e31)
+    scale = float(wide.abs().max()) or 1.0
+    unit = wide / scale
+    n = math.sqrt(unit.numel())
+    return (scale, float(unit.sum()) / n, float(unit.square().sum()) / n, float(torch.sin(3.7 * unit).sum()) / n)
+
+
+def _near(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return abs(a[0] - b[0]) <= _CLOSE * max(a[0], b[0]) and all(abs(x - y) <= _CLOSE * max(1.0, abs(x)) for x, y in zip(a[1:], b[1:], strict=True))
+
+
+def _print(value: Tensor) -> int:
+    """Identify a kept value by its exact numbers."""
+    return hash((tuple(round(m, 12) for m in _moments(value)), value.numel()))
+
+
+def _keep(value: Tensor) -> Tensor:
+    if value.numel() > _MOST_ELEMENTS or value.is_meta:
+        return value.detach()
+    with torch.utils._python_dispatch._disable_current_modes():
+        return value.detach().clone()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors inside nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [t for item in value for t in tensors_in(item)]
+    if isinstance(value, dict):
+        return [t for item in value.values() for t in tensors_in(item)]
+    return []
+
+
+def read_scalars(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments that are no tensors, by their schema names, defaults included."""
+    found: dict[str, Any] = {}
+    for i, argument in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value)
+        if not tensors_in(value) and value is not None:
+            found[argument.name] = value
+    return found
+
+
+def source_line() -> tuple[str, str] | None:
+    """Return file:line and text of the innermost frame outside torch; None when parity itself is at work."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(f"{_HERE}/capture/"):
+            return None
+        if not name.startswith(_SKIPPED):
+            return f"{name}:{frame.f_lineno}", linecache.getline(name, frame.f_lineno).strip()
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

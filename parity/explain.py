@@ -1,0 +1,255 @@
+"""From the first divergence to a cause: drill down to the operation, gather what surrounds it, test the hypotheses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from parity.case import Case, Setting
+from parity.diagnose import diagnose
+from parity.diagnose.evidence import Evidence, Op
+from parity.drilldown import Departure, OpLog, describe_op, find_departure
+from parity.errors import SideError
+from parity.execute import Inject, Runs, SideRun, grafting, run_side
+from parity.result import Culprit, Divergence, Result
+from parity.trace import Record, Trace
+
+Relabel = Mapping[str, Callable[[Tensor], Tensor]]
+_MOST_CULPRITS = 6
+
+
+@dataclass(frozen=True)
+class Window:
+    """What both sides did between the last agreeing record and the diverging one, and the models that did it."""
+
+    ref_ops: tuple[Op, ...] = ()
+    port_ops: tuple[Op, ...] = ()
+    ref_model: Any = None
+    port_model: Any = None
+    reference: Trace | None = None
+    port: Trace | None = None
+
+
+def explain(case: Case, setting: Setting, runs: Runs, result: Result, inject: Inject | None, order: Relabel) -> Result:
+    """Add culprit operations, causes and locality to a result with divergences."""
+    assert result.first is not None
+    targets = _targets(result)
+    culprits: list[Culprit] = []
+    causes = []
+    divergences = {id(d): d for d in result.divergences}
+    for i, (culprit, divergence) in enumerate(targets):
+        window = _look(case, setting, runs, divergence, inject, order)
+        culprits.append(_with_operation(culprit, divergence, window, runs))
+        evidence = gather(case, divergence, runs, window, culprit.module)
+        if evidence is None:
+            continue
+        if i == 0:
+            causes = list(diagnose(evidence))
+        places = _locality(evidence)
+        divergences[id(divergence)] = replace(divergence, locality=places)
+    first = divergences.get(id(result.first), result.first)
+    rest = result.culprits[len(culprits) :] if len(result.culprits) > len(culprits) else ()
+    return replace(
+        result,
+        first=first,
+        culprit=culprits[0] if culprits else result.culprit,
+        culprits=(*culprits, *rest),
+        causes=tuple(causes),
+        divergences=tuple(divergences[id(d)] for d in result.divergences),
+    )
+
+
+def _targets(result: Result) -> list[tuple[Culprit, Divergence]]:
+    """Return what to look into: the first divergence, then the other independent culprits."""
+    assert result.first is not None and result.culprit is not None
+    found = [(result.culprit, result.first)]
+    by_key = {}
+    for divergence in result.divergences:
+        if divergence.tier == "isolation":
+            by_key.setdefault(divergence.key, divergence)
+    for culprit in result.culprits:
+        divergence = by_key.get(Divergence(culprit.site, culprit.coords, "", "", 0, 0).key)
+        if divergence is not None and culprit.module != result.culprit.module:
+            found.append((culprit, divergence))
+    return found[:_MOST_CULPRITS]
+
+
+def _look(case: Case, setting: Setting, runs: Runs, divergence: Divergence, inject: Inject | None, order: Relabel) -> Window:
+    """Run both sides once more, upcast and on the reference's values, with operations logged just before the divergence."""
+    if runs.precise is None or divergence.metric in ("missing", "extra"):
+        return Window()
+    known = frozenset(record.key for record in runs.precise) & frozenset(record.key for record in runs.port)
+    found: dict[str, tuple[OpLog, SideRun]] = {}
+    for which, change in (("reference", None), ("port", inject)):
+        log = OpLog(divergence.key, known)
+        override = grafting(runs.precise, order if which == "port" else None)
+        try:
+            side = run_side(
+                case, which, setting, inject=change, upcast=True, override=override, watch=log.watch, around=log, digests=False
+            )
+        except SideError:
+            return Window()
+        found[which] = (log, side)
+    (ref_log, ref), (port_log, port) = found["reference"], found["port"]
+    return Window(ref_log.window, port_log.window, ref.model, port.model, ref.trace, port.trace)
+
+
+def _with_operation(culprit: Culprit, divergence: Divergence, window: Window, runs: Runs) -> Culprit:
+    if not window.ref_ops and not window.port_ops:
+        return culprit
+    value = window.port.tensor(divergence.key) if window.port is not None else None
+    departure: Departure = find_departure(window.ref_ops, window.port_ops, value)
+    shown = departure.port or (window.port_ops[-1] if window.port_ops and departure.reference else None)
+    if shown is None and departure.reference is None:
+        return culprit
+    detail = departure.detail
+    if departure.reference is not None and not detail:
+        detail = f"reference: {describe_op(departure.reference)} at {_relative(departure.reference.source)}: {departure.reference.code}"
+    elif departure.reference is not None:
+        detail += f" at {_relative(departure.reference.source)}: {departure.reference.code}"
+    return replace(
+        culprit,
+        operation=describe_op(shown) if shown else None,
+        source=_relative(shown.source) if shown else _relative(departure.reference.source) if departure.reference else None,
+        code=shown.code if shown else None,
+        detail=detail,
+    )
+
+
+def gather(case: Case, divergence: Divergence, runs: Runs, window: Window, module: str) -> Evidence | None:
+    """Collect what a hypothesis may look at. None when one side has no full tensor."""
+    isolated = divergence.tier == "isolation" or _isolated_shows(divergence, runs)
+    reference = runs.precise if isolated and runs.precise is not None else runs.reference
+    port = runs.isolated if isolated and runs.isolated is not None else runs.port
+    r, p = reference.tensor(divergence.key), port.tensor(divergence.key)
+    if r is None or p is None:
+        return None
+    record = reference.get(divergence.key)
+    inputs = _surroundings(record, reference) if record is not None else {}
+    port_record = port.get(divergence.key)
+    return Evidence(
+        reference=r,
+        port=p,
+        site=divergence.site,
+        coords=divergence.coords,
+        kind=divergence.kind,
+        module=module,
+        floor=divergence.floor,
+        precise=runs.precise.tensor(divergence.key) if runs.precise is not None else None,
+        inputs={key: t for key in inputs if (t := reference.tensor(key)) is not None},
+        port_inputs={key: t for key in inputs if (t := port.tensor(key)) is not None},
+        ref_at=reference.at,
+        port_at=port.at,
+        sites=reference.sites(),
+        parameters=_parameters(case, window, record, port_record),
+        settings=_settings(case, window, record, port_record),
+        ref_ops=window.ref_ops,
+        port_ops=window.port_ops,
+        earlier={
+            rec.key: t for rec in reference if rec.site == divergence.site and rec.order < divergence.order and (t := reference.tensor(rec.key)) is not None
+        },
+        table=[],
+    )
+
+
+def _isolated_shows(divergence: Divergence, runs: Runs) -> bool:
+    """Tell whether the isolated run shows the divergence too: then its values are free of noise and of inherited error."""
+    if runs.precise is None or runs.isolated is None:
+        return False
+    r, p = runs.precise.tensor(divergence.key), runs.isolated.tensor(divergence.key)
+    if r is None or p is None:
+        return False
+    if r.shape != p.shape or not r.is_floating_point():
+        return True
+    norm = float(r.double().norm()) or 1.0
+    apart = float((p.double() - r.double()).norm()) / norm
+    return not apart < 0.1 * divergence.error
+
+
+def _surroundings(record: Record, trace: Trace, most: int = 24) -> list[str]:
+    """Return the keys of earlier records of the same module call: its inputs and what was seen inside it, in order."""
+    found = []
+    for other in trace.records[: record.order][::-1]:
+        if other.coords != record.coords and dict(other.coords) != {k: v for k, v in record.coords.items() if k != "call"}:
+            if len(found) >= 2:
+                break
+            continue
+        if other.module == record.module or other.module.startswith(f"{record.module}.") or record.module.startswith(f"{other.module}."):
+            found.append(other.key)
+        if len(found) >= most:
+            break
+    return found[::-1]
+
+
+def _locate_module(roots: Mapping[str, nn.Module], path: str) -> nn.Module | None:
+    """Return the module that a path names, under the closest root."""
+    for prefix, root in sorted(roots.items(), key=lambda item: -len(item[0])):
+        if prefix and not path.startswith(prefix):
+            continue
+        rest = path[len(prefix) :].lstrip(".")
+        try:
+            return root.get_submodule(rest)
+        except AttributeError:
+            continue
+    return None
+
+
+def _both_modules(case: Case, window: Window, record: Record | None, port_record: Record | None) -> tuple[nn.Module | None, nn.Module | None]:
+    if window.ref_model is None or record is None or port_record is None:
+        return None, None
+    ref = _locate_module(case.reference.modules(window.ref_model), record.module)
+    port = _locate_module(case.port.modules(window.port_model), port_record.module)
+    return ref, port
+
+
+def _parameters(
+    case: Case, window: Window, record: Record | None, port_record: Record | None
+) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """Pair the parameters and buffers of the two modules: by name, then by order among equal shapes."""
+    ref, port = _both_modules(case, window, record, port_record)
+    if ref is None or port is None:
+        return {}
+    left = {n: t.detach() for n, t in [*ref.named_parameters(), *ref.named_buffers()]}
+    right = {n: t.detach() for n, t in [*port.named_parameters(), *port.named_buffers()]}
+    pairs: dict[str, tuple[Tensor | None, Tensor | None]] = {n: (t, right.pop(n)) for n, t in list(left.items()) if n in right}
+    for name, tensor in left.items():
+        if name in pairs:
+            continue
+        partner = next((n for n, other in right.items() if other.shape == tensor.shape), None)
+        pairs[name] = (tensor, right.pop(partner) if partner is not None else None)
+    return pairs | {name: (None, tensor) for name, tensor in right.items()}
+
+
+def _settings(case: Case, window: Window, record: Record | None, port_record: Record | None) -> dict[str, tuple[Any, Any]]:
+    """Return the scalar attributes that both modules have under one name."""
+    ref, port = _both_modules(case, window, record, port_record)
+    if ref is None or port is None:
+        return {}
+    left, right = _scalars(ref), _scalars(port)
+    return {name: (left[name], right[name]) for name in left if name in right}
+
+
+def _scalars(module: nn.Module) -> dict[str, Any]:
+    found = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training":
+            continue
+        if isinstance(value, (bool, int, float, str)) or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)):
+            found[name] = value
+    return found
+
+
+def _locality(evidence: Evidence) -> tuple[str, ...]:
+    from parity.diagnose.locality import describe
+
+    return tuple(describe(evidence))
+
+
+def _relative(source: str) -> str:
+    """Return a path below the working folder as relative."""
+    here = os.getcwd() + os.sep
+    return source.removeprefix(here)

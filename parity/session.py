@@ -1,0 +1,177 @@
+"""Many cases in one go: run them with progress, write their reports, keep count of what did not run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from parity.case import Case, Fault, Setting, Variation
+from parity.errors import SideError, TraceError
+from parity.execute import Runs
+from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to run, as asked for."""
+
+    case: Case
+    setting: Setting
+    fault: Fault | None = None
+    variation: Variation | None = None
+
+
+@dataclass
+class Outcome:
+    """What a session gave."""
+
+    results: list[Result] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """3 when a side failed to run, else 1 when a case is no match, else 0."""
+        return 3 if self.errors else max((r.exit_status for r in self.results), default=0)
+
+
+def run_jobs(
+    jobs: Sequence[Job], *, isolate: bool = True, html: Path | None = None, save: Path | None = None, console: Console | None = None
+) -> Outcome:
+    """Run jobs one after the other; each report is written as soon as its case is done."""
+    from parity.run import run_case
+
+    outcome = Outcome()
+    reports: list[tuple[Result, Any]] = []
+    progress = _progress(console)
+    with progress or nullcontext():
+        task = progress.add_task("", total=len(jobs)) if progress else None
+        for job in jobs:
+
+            def say(stage: str, label: str = job.case.label) -> None:
+                if progress is not None and task is not None:
+                    progress.update(task, description=f"{label}: {stage}")
+
+            try:
+                result, runs = run_case(
+                    job.case, job.setting, fault=job.fault, variation=job.variation, isolate=isolate, progress=say
+                )
+            except SideError as error:
+                outcome.errors.append(str(error))
+                outcome.not_run[job.case.label] = str(error)
+            else:
+                result = replace(result, command=_command(job))
+                media = None
+                if html is not None:
+                    from parity.media import collect_media
+
+                    say("report")
+                    media = collect_media(job.case, runs)
+                    result = replace(result, report=str(report_path(result, html)))
+                if save is not None:
+                    _save(runs, save / job.case.label.replace("/", "-"))
+                reports.append((result, media))
+                outcome.results.append(result)
+                if html is not None:
+                    write_one(result, media, html)
+            if progress is not None and task is not None:
+                progress.advance(task)
+    if html is not None:
+        _write_index(outcome.results, html, outcome.not_run)
+    return outcome
+
+
+def report_path(result: Result, folder: Path) -> Path:
+    """Return where a result's report goes: a name made of letters, digits, '.', '_' and '-' alone, inside `folder`."""
+    parts = [result.case or "comparison", result.fault or result.variation or ""]
+    name = "-".join(p for p in parts if p)
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "comparison"
+    return folder / f"{safe[:120]}.html"
+
+
+def write_one(result: Result, media: Any, folder: Path) -> Path:
+    """Write the report of one result; its traces may be gone afterwards."""
+    from parity.report.html import write_report
+
+    path = report_path(result, folder)
+    write_report(result, path, media)
+    return path
+
+
+def write_reports(results: Sequence[tuple[Result, Any]], folder: Path) -> Path:
+    """Write reports and their index; return the index."""
+    for result, media in results:
+        write_one(replace(result, report=str(report_path(result, folder))), media, folder)
+    return _write_index([replace(r, report=str(report_path(r, folder))) for r, _ in results], folder, {})
+
+
+def read_results(paths: Sequence[Path]) -> list[Result]:
+    """Read results from JSON files (one result, or a list under "results")."""
+    found: list[Result] = []
+    for path in paths:
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            items = raw["results"] if "results" in raw else [raw]
+            found += [_result(item) for item in items]
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TraceError(f"cannot read the result {path}: {type(error).__name__}: {error}") from None
+    return found
+
+
+def _write_index(results: Sequence[Result], folder: Path, not_run: dict[str, str]) -> Path:
+    from parity.report.html import write_index
+
+    path = folder / "index.html"
+    write_index(results, path, not_run)
+    return path
+
+
+def _progress(console: Console | None) -> Progress | None:
+    if console is None or not console.is_terminal:
+        return None
+    columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _command(job: Job) -> str:
+    extra = f" --fault {job.fault.name}" if job.fault else f" --variation {job.variation.name}" if job.variation else ""
+    dtype = str(job.setting.dtype).removeprefix("torch.")
+    return f"parity run {job.case.label}{extra} --dtype {dtype} --seed {job.setting.seed} --save traces --html reports"
+
+
+def _save(runs: Runs, folder: Path) -> None:
+    from parity.store import write_trace
+
+    for name in ("reference", "port", "precise", "isolated", "free"):
+        trace = getattr(runs, name)
+        if trace is not None:
+            write_trace(trace, folder / name)
+
+
+def _result(raw: dict[str, Any]) -> Result:
+    """Rebuild a result from its JSON."""
+    fields = dict(raw)
+    for name, cls in (("first", Divergence), ("culprit", Culprit)):
+        fields[name] = _record(cls, fields[name]) if fields.get(name) else None
+    for name, cls in (("causes", Cause), ("divergences", Divergence), ("culprits", Culprit), ("rows", Row)):
+        fields[name] = tuple(_record(cls, item) for item in fields.get(name, ()))
+    fields["coverage"] = _record(Coverage, fields["coverage"])
+    fields["notes"] = tuple(fields.get("notes", ()))
+    return Result(**fields)
+
+
+def _record(cls: Any, raw: dict[str, Any]) -> Any:
+    return cls(**{k: _value(v) for k, v in raw.items()})
+
+
+def _value(value: Any) -> Any:
+    if value in ("nan", "inf", "-inf"):
+        return float(value)
+    return tuple(_value(v) for v in value) if isinstance(value, list) else value

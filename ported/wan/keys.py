@@ -84,7 +84,7 @@ _DIT_BACK: Rules = (
 
 # The VAE is mapped by prefix (where the module sits) and suffix (which tensor of the module), spec B2. The decoder is
 # flat on the official side and grouped by four (three Res blocks, one upsampler) in the port.
-_VAE_PLACES: tuple[tuple[str, str], ...] = (
+VAE_PLACES: tuple[tuple[str, str], ...] = (
     ("conv1", "quant_conv"),
     ("conv2", "post_quant_conv"),
     *((f"{net}.conv1", f"{net}.conv_in") for net in ("encoder", "decoder")),
@@ -120,7 +120,7 @@ _VAE_TENSORS: tuple[tuple[str, str], ...] = (
 def _vae_rules(source: int) -> Rules:
     """Every (place, tensor) pair as one rule; `source` 0 reads official keys, 1 reads port keys."""
     rules = []
-    for place in _VAE_PLACES:
+    for place in VAE_PLACES:
         for tensor in _VAE_TENSORS:
             left, right = place[source] + tensor[source], place[1 - source] + tensor[1 - source]
             rules.append((rf"{re.escape(left)}\.(weight|bias|gamma)", rf"{right}.\1"))

@@ -24,7 +24,9 @@ def roles(shape: Sequence[int], kind: str = "activation") -> tuple[str, ...]:
     if n == 5:
         return _video5(shape, kind)
     if n == 4:
-        if kind in VIDEO_KINDS or kind == "input" and (shape[-1] in COLOURS or shape[1] in COLOURS or shape[0] in COLOURS):
+        if kind in VIDEO_KINDS or (
+            kind == "input" and (shape[-1] in COLOURS or shape[1] in COLOURS or shape[0] in COLOURS)
+        ):
             return _video4(shape)
         if shape[2] == shape[3] or (shape[1] > shape[3] and shape[1] > 2 * shape[2] and shape[2] > 16):
             return ("b", "c", "h", "w")

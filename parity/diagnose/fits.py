@@ -91,7 +91,9 @@ def promising(ev: Evidence, explained: Callable[[Tensor], Tensor], slack: float 
     index = hot_index(ev)
     p, r = ev.p.reshape(-1)[index], ev.r.reshape(-1)[index]
     whole = float(torch.linalg.vector_norm(p - r))
-    return float(torch.linalg.vector_norm(p - explained(index))) <= slack * allowance(ev) * whole if whole > 0 else False
+    return (
+        float(torch.linalg.vector_norm(p - explained(index))) <= slack * allowance(ev) * whole if whole > 0 else False
+    )
 
 
 def dot(a: Tensor, b: Tensor) -> float:

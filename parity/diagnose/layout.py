@@ -93,7 +93,9 @@ def rearranged(ev: Evidence) -> Iterator[Explanation]:
     parameters = {"axes": list(axes), "structure": structure.kind, "benign": naming.benign}
     parameters |= {"period": structure.period} if structure.period else {}
     parameters |= {"shift": structure.leaf.shift} if structure.leaf.shift else {}
-    parameters |= {"sizes": list(structure.leaf.sizes), "order": list(structure.leaf.order)} if structure.leaf.sizes else {}
+    parameters |= (
+        {"sizes": list(structure.leaf.sizes), "order": list(structure.leaf.order)} if structure.leaf.sizes else {}
+    )
     yield Explanation(naming.text, residual, confidence * naming.trust, parameters, naming.class_id)
 
 
@@ -167,7 +169,12 @@ def _axes_permuted(ev: Evidence) -> Found | None:
 
 
 def _gather(
-    index: np.ndarray, order: tuple[int, ...], real: list[int], shape: tuple[int, ...], strides: np.ndarray, inverse: bool
+    index: np.ndarray,
+    order: tuple[int, ...],
+    real: list[int],
+    shape: tuple[int, ...],
+    strides: np.ndarray,
+    inverse: bool,
 ) -> np.ndarray:
     """Flat indices into R of the port's flat `index` under `_permuted`."""
     if not inverse:
@@ -202,7 +209,9 @@ def colour_and_mean(ev: Evidence) -> Iterator[Explanation]:
         plain = ev.residual(flipped)
         if residual is not None and plain > allowance(ev) and float(flipped.std(dim=rest[0] if rest else 0).max()) > 0:
             text = f"P is R with the colour channels reversed (axis {axis}) and a constant per channel added: the mean was taken before the swap"
-            yield Explanation(text, residual, sure(ev, residual, 0.93), {"axis": axis, "shift": shift.reshape(-1).tolist()}, "C7")
+            yield Explanation(
+                text, residual, sure(ev, residual, 0.93), {"axis": axis, "shift": shift.reshape(-1).tolist()}, "C7"
+            )
 
 
 def shape_changed(ev: Evidence) -> Iterator[Explanation]:
@@ -227,7 +236,10 @@ def _close(a: Tensor, b: Tensor, ev: Evidence) -> float | None:
 
 def _other_shape(ev: Evidence, r: Tensor, p: Tensor) -> Iterator[Explanation]:
     for order in permutations(range(r.ndim)) if r.ndim == p.ndim and r.ndim <= 6 else ():
-        if tuple(r.shape[i] for i in order) == tuple(p.shape) and (residual := _close(p, r.permute(order), ev)) is not None:
+        if (
+            tuple(r.shape[i] for i in order) == tuple(p.shape)
+            and (residual := _close(p, r.permute(order), ev)) is not None
+        ):
             text = f"P is R with its axes permuted to {list(order)}: {list(p.shape)} instead of {list(r.shape)}"
             yield Explanation(text, residual, 0.97, {"order": list(order)}, "W9" if ev.kind == "weight" else "A10")
             return
@@ -253,7 +265,9 @@ def _other_length(ev: Evidence, r: Tensor, p: Tensor, axis: int) -> Iterator[Exp
             extra = p.narrow(axis, short if start == 0 else 0, m - n)
             what = "zero" if not bool(extra.any()) else "more"
             text = f"P has {m - n} {what} entries {'after' if start == 0 else 'before'} R's {n} on {where}, the others are equal"
-        yield Explanation(text, residual, 0.93, {"axis": axis, "reference": n, "port": m, "side": side}, _length_class(ev, axis))
+        yield Explanation(
+            text, residual, 0.93, {"axis": axis, "reference": n, "port": m, "side": side}, _length_class(ev, axis)
+        )
         return
 
 
@@ -291,9 +305,13 @@ def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
         tail = lost == list(range(size - len(lost), size))
         role = roles(ev.r.shape, ev.kind)[axis]
         where = axis_name(axis, ev.r.shape, ev.kind)
-        naming = {"weight": "W2", "kv": "K1"}.get(ev.kind) or ("D3" if tail and role == "n" else "V7" if tail and role in "fhw" else "N5")
+        naming = {"weight": "W2", "kv": "K1"}.get(ev.kind) or (
+            "D3" if tail and role == "n" else "V7" if tail and role in "fhw" else "N5"
+        )
         text = f"P is zero at {'the last ' + str(len(lost)) if tail else _listed(lost)} of {size} entries of {where}, the others are equal"
-        yield Explanation(text, residual, sure(ev, residual, 0.92), {"axis": axis, "indices": lost[:64], "tail": tail}, naming)
+        yield Explanation(
+            text, residual, sure(ev, residual, 0.92), {"axis": axis, "indices": lost[:64], "tail": tail}, naming
+        )
         return
 
 
@@ -317,7 +335,9 @@ def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
         match = match_rows(as_rows(ev.p, (axis,)), as_rows(ev.r, (axis,)), tolerance=1e-5 + 6 * noise_level(ev))
         if match is None or not match.complete or len(np.unique(match.index)) == size:
             continue
-        residual = accept(ev, from_rows(as_rows(ev.r, (axis,))[torch.from_numpy(match.index)], (axis,), tuple(ev.r.shape)))
+        residual = accept(
+            ev, from_rows(as_rows(ev.r, (axis,))[torch.from_numpy(match.index)], (axis,), tuple(ev.r.shape))
+        )
         if residual is None:
             continue
         moved = np.nonzero(match.index != np.arange(size))[0]
@@ -327,8 +347,15 @@ def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
         one = len(np.unique(match.index[moved])) == 1
         named = f"entry {source}" if one else f"entries {match.index[moved][:8].tolist()}"
         text = f"P repeats R's {named} at {_listed(moved.tolist())} of {where}"
-        naming = {"kv": "K1", "schedule": "T5"}.get(ev.kind) or ("V8" if role == "f" and size - 1 in moved else "D2" if role == "out" else "V7")
-        parameters = {"axis": axis, "indices": moved[:64].tolist(), "source": match.index[moved][:64].tolist(), "first": first}
+        naming = {"kv": "K1", "schedule": "T5"}.get(ev.kind) or (
+            "V8" if role == "f" and size - 1 in moved else "D2" if role == "out" else "V7"
+        )
+        parameters = {
+            "axis": axis,
+            "indices": moved[:64].tolist(),
+            "source": match.index[moved][:64].tolist(),
+            "first": first,
+        }
         yield Explanation(text, residual, sure(ev, residual, 0.9), parameters, naming)
         return
 

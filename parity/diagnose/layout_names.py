@@ -55,7 +55,11 @@ def _name_axes(ev: Evidence, axes: tuple[int, ...], structure: Structure) -> Nam
     """Whole axes exchanged (equal sizes), or a view taken without the permute."""
     names = roles(ev.reference.shape, ev.kind)
     if structure.kind == "transposed":
-        text = f"P is R with axes {' and '.join(map(str, axes))} swapped" if len(axes) == 2 else f"P is R with its axes in the order {list(structure.order)}"
+        text = (
+            f"P is R with axes {' and '.join(map(str, axes))} swapped"
+            if len(axes) == 2
+            else f"P is R with its axes in the order {list(structure.order)}"
+        )
     else:
         missing = "a view without the permute" if structure.kind == "viewed" else "a view with a permute too many"
         text = f"P is R's memory read through {missing}: axes in the order {list(structure.order)}, shape kept"
@@ -80,13 +84,21 @@ def _name_weight(ev: Evidence, axes: tuple[int, ...], structure: Structure, text
     leaf = structure.leaf
     if len(axes) > 1:
         return Naming(text, "W9", 0.97)
-    if axes[0] == 0 and leaf.kind in {"deinterleave", "interleave"} and structure.kind in {"inner", "deinterleave", "interleave"}:
+    if (
+        axes[0] == 0
+        and leaf.kind in {"deinterleave", "interleave"}
+        and structure.kind in {"inner", "deinterleave", "interleave"}
+    ):
         heads = structure.count or 1
-        return Naming(f"{text}: the rotary order of {heads} head(s), harmless if the rotation changes its pairing with it", "W4", 0.95, True)
+        return Naming(
+            f"{text}: the rotary order of {heads} head(s), harmless only if the rotation changes its pairing with it",
+            "W4",
+            0.95,
+        )
     if structure.kind in {"roll", "blocks"} or leaf.kind == "roll":
         count = structure.count or 2
         label = f"{ev.site} {ev.module}".lower()
-        modulation = count in {2, 6} and any(word in label for word in MODULATION_WORDS) or count == 6
+        modulation = (count in {2, 6} and any(word in label for word in MODULATION_WORDS)) or count == 6
         return Naming(text, "W5" if modulation else "W3", 0.95)
     return Naming(text, "W3", 0.93)
 

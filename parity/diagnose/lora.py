@@ -86,7 +86,9 @@ def _from_factors(ev: Evidence) -> Iterator[Explanation]:
             return
 
 
-def products(parameters: Mapping[str, tuple[Tensor | None, Tensor | None]], rows: int, columns: int) -> Iterator[tuple[int, Tensor, str]]:
+def products(
+    parameters: Mapping[str, tuple[Tensor | None, Tensor | None]], rows: int, columns: int
+) -> Iterator[tuple[int, Tensor, str]]:
     """All B·A of the parameters with B [rows, k], A [k, columns] and k far below both."""
     matrices = {}
     for name, (ref, port) in parameters.items():

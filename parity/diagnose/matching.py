@@ -43,7 +43,12 @@ def same_values(ev: Evidence) -> bool:
         if abs(float(r.max() - p.max())) > slack or abs(float(r.min() - p.min())) > slack:
             return False
         size = float((r * r).sum())
-        pairs = [(r.sum(), p.sum()), (r.abs().sum(), p.abs().sum()), ((r * r).sum(), (p * p).sum()), ((r**3).sum(), (p**3).sum())]
+        pairs = [
+            (r.sum(), p.sum()),
+            (r.abs().sum(), p.abs().sum()),
+            ((r * r).sum(), (p * p).sum()),
+            ((r**3).sum(), (p**3).sum()),
+        ]
         root = float(np.sqrt(size * r.numel()))
         return all(abs(float(a - b)) <= slack * max(root, 1e-300) for a, b in pairs)
 

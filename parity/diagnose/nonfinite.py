@@ -15,13 +15,34 @@ from .evidence import Evidence, Explanation, Hypothesis, Op, as_float64
 from .fits import number
 
 FP16_MAX = 65504.0
-PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "convolution", "conv2d", "conv3d", "einsum", "_int_mm", "mul", "add", "pow", "exp", "sum"}
+PRODUCTS = {
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "matmul",
+    "linear",
+    "convolution",
+    "conv2d",
+    "conv3d",
+    "einsum",
+    "_int_mm",
+    "mul",
+    "add",
+    "pow",
+    "exp",
+    "sum",
+}
 SOFTMAX = {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax"}
 
 
 def census(x: Tensor) -> dict[str, int]:
     """Count NaN, +Inf, −Inf."""
-    return {"nan": int(torch.isnan(x).sum()), "inf": int(torch.isposinf(x).sum()), "neg_inf": int(torch.isneginf(x).sum())}
+    return {
+        "nan": int(torch.isnan(x).sum()),
+        "inf": int(torch.isposinf(x).sum()),
+        "neg_inf": int(torch.isneginf(x).sum()),
+    }
 
 
 def port_broken(ev: Evidence) -> bool:
@@ -38,11 +59,17 @@ def overflow(ev: Evidence) -> Iterator[Explanation]:
         return
     broken = ~torch.isfinite(ev.p) | ((ev.p.abs() >= FP16_MAX * 0.999) & (ev.p.abs() <= FP16_MAX * 1.001))
     hit = float((broken & large).sum()) / float(large.sum())
-    stray = float((broken & ~large & (ev.r.abs() < 0.9 * FP16_MAX)).sum()) / float(broken.sum()) if bool(broken.any()) else 1.0
+    stray = (
+        float((broken & ~large & (ev.r.abs() < 0.9 * FP16_MAX)).sum()) / float(broken.sum())
+        if bool(broken.any())
+        else 1.0
+    )
     if hit > 0.95 and stray < 0.5:
         counts = census(ev.p)
         text = f"R reaches {number(float(ev.r.abs().max()))}, beyond float16 (65504), and there P is not finite or saturated ({int(large.sum())} elements)"
-        yield Explanation(text, 0.0, 0.96 if stray < 0.01 else 0.85, {"largest": float(ev.r.abs().max()), **counts}, "Q1")
+        yield Explanation(
+            text, 0.0, 0.96 if stray < 0.01 else 0.85, {"largest": float(ev.r.abs().max()), **counts}, "Q1"
+        )
 
 
 def producer(ev: Evidence) -> Iterator[Explanation]:
@@ -50,7 +77,11 @@ def producer(ev: Evidence) -> Iterator[Explanation]:
     if not port_broken(ev):
         return
     for op in ev.port_ops:
-        if not op.outputs or not any(_broken(out) for out in op.outputs) or any(_broken(x, nan_only=op.name in SOFTMAX) for x in op.inputs):
+        if (
+            not op.outputs
+            or not any(_broken(out) for out in op.outputs)
+            or any(_broken(x, nan_only=op.name in SOFTMAX) for x in op.inputs)
+        ):
             continue
         if "empty" in op.name or op.name in {"full", "full_like", "new_full", "scalar_tensor", "masked_fill", "where"}:
             continue  # fills and masks are meant, or memory without meaning
@@ -69,7 +100,9 @@ def _broken(x: Tensor, nan_only: bool = False) -> bool:
 
 def _blame(op: Op) -> tuple[str, str, float]:
     """Class, reason and the largest |input| of an operation that broke."""
-    largest = max((float(x.detach().double().abs().max()) for x in op.inputs if x.is_floating_point() and x.numel()), default=0.0)
+    largest = max(
+        (float(x.detach().double().abs().max()) for x in op.inputs if x.is_floating_point() and x.numel()), default=0.0
+    )
     if op.name in SOFTMAX:
         x = op.inputs[0]
         rows = torch.isneginf(x).all(dim=-1)
@@ -85,7 +118,11 @@ def _blame(op: Op) -> tuple[str, str, float]:
     if exact > FP16_MAX:
         whole = any(x.ndim >= 2 and x.numel() >= 16 and _whole(x) for x in op.inputs)
         if whole:
-            return "Q4", f"the unscaled product with an integer weight reaches {number(exact)}, beyond float16; apply the scale first", largest
+            return (
+                "Q4",
+                f"the unscaled product with an integer weight reaches {number(exact)}, beyond float16; apply the scale first",
+                largest,
+            )
         return "Q1", f"its exact result reaches {number(exact)}, beyond float16 (65504)", largest
     if op.name in {"div", "reciprocal", "rsqrt", "sqrt", "log", "true_divide"}:
         return "T5" if op.name in {"log"} else "N1", "a division by zero or a root of a negative number", largest
@@ -155,7 +192,15 @@ def where_broken(ev: Evidence) -> Iterator[Explanation]:
     bad = ~torch.isfinite(ev.p)
     counts, share = census(ev.p), float(bad.double().mean())
     where, axis = _slices(ev, bad)
-    class_id = "W10" if ev.kind in {"weight", "rope"} else "A9" if share == 1 else "A4" if axis is not None and counts["nan"] else "Q1"
+    class_id = (
+        "W10"
+        if ev.kind in {"weight", "rope"}
+        else "A9"
+        if share == 1
+        else "A4"
+        if axis is not None and counts["nan"]
+        else "Q1"
+    )
     first = torch.nonzero(bad)[0].tolist() if bad.ndim else []
     text = f"P has {counts['nan']} NaN and {counts['inf'] + counts['neg_inf']} infinite elements ({share:.1%}), R none{where}; first at {first}"
     trust = 0.5 if class_id == "W10" else 0.4
@@ -173,7 +218,10 @@ def _slices(ev: Evidence, bad: Tensor) -> tuple[str, int | None]:
         every, some = bad.all(dim=rest), bad.any(dim=rest)
         if torch.equal(every, some):
             hit = torch.nonzero(every).reshape(-1).tolist()
-            return f", all of entries {hit[:8]}{'…' if len(hit) > 8 else ''} of {axis_name(axis, bad.shape, ev.kind)}", axis
+            return (
+                f", all of entries {hit[:8]}{'…' if len(hit) > 8 else ''} of {axis_name(axis, bad.shape, ev.kind)}",
+                axis,
+            )
     if bad.ndim and torch.equal(bad.all(dim=-1), bad.any(dim=-1)):
         return f", in {int(bad.all(dim=-1).sum())} whole rows of the last axis", bad.ndim - 1
     return "", None

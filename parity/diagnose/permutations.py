@@ -99,9 +99,17 @@ def _digits(index: Index) -> Structure | None:
     rebuilt = np.arange(n).reshape(sizes).transpose(order).reshape(-1) if int(np.prod(sizes)) == n else None
     if rebuilt is None or not np.array_equal(rebuilt, index):
         return None
+    if order[0] == 0 or order[-1] == len(order) - 1:
+        return None  # the slowest digit stays: an inner map; the fastest stays: a map of blocks
     kind = "digits"
     if len(sizes) == 2:
-        kind = "deinterleave" if sizes[1] == 2 and sizes[0] > 2 else "interleave" if sizes[0] == 2 and sizes[1] > 2 else "digits"
+        kind = (
+            "deinterleave"
+            if sizes[1] == 2 and sizes[0] > 2
+            else "interleave"
+            if sizes[0] == 2 and sizes[1] > 2
+            else "digits"
+        )
     return Structure(kind, n, sizes=sizes, order=order)
 
 
@@ -131,7 +139,9 @@ def _blocks(index: Index) -> Structure | None:
         groups = index.reshape(-1, period)
         if (groups[:, 0] % period == 0).all() and (groups - groups[:, :1] == np.arange(period)).all():
             over = groups[:, 0] // period
-            return Structure("blocks", n, period=period, count=n // period, inner=describe(over), mapping=tuple(over.tolist()[:64]))
+            return Structure(
+                "blocks", n, period=period, count=n // period, inner=describe(over), mapping=tuple(over.tolist()[:64])
+            )
     return None
 
 
@@ -155,7 +165,7 @@ def _text(s: Structure) -> str:
     if s.kind == "inner" and s.inner is not None:
         return f"{s.inner.text} inside every group of {s.period}"
     if s.kind == "blocks" and s.inner is not None:
-        listed = "" if s.inner.kind in {"roll", "flip"} or s.count > 16 else f": order {list(s.mapping)}"
+        listed = "" if s.inner.kind not in {"swaps", "arbitrary"} or s.count > 16 else f": order {list(s.mapping)}"
         return f"{s.inner.text if not listed else 'reordered'} in blocks of {s.period}{listed}"
     if s.kind == "repeated":
         return f"built from repeated entries (order {list(s.mapping[:12])}{'…' if s.length > 12 else ''})"

@@ -28,7 +28,13 @@ def grid_share(x: Tensor, dtype: torch.dtype) -> float:
 
 def rounded(ev: Evidence) -> Iterator[Explanation]:
     """P == R.to(dt) exactly, or R == P.to(dt): one rounding more on one side (N4; W11 or W10 for weights and buffers, P6 for tables)."""
-    if not ev.same_shape or ev.reference.numel() < 4 or not ev.reference.is_floating_point() or not finite(ev) or ev.error == 0:
+    if (
+        not ev.same_shape
+        or ev.reference.numel() < 4
+        or not ev.reference.is_floating_point()
+        or not finite(ev)
+        or ev.error == 0
+    ):
         return
     for name, dtype in NARROW.items():
         on_r, on_p = grid_share(ev.r, dtype), grid_share(ev.p, dtype)
@@ -44,7 +50,9 @@ def rounded(ev: Evidence) -> Iterator[Explanation]:
             yield Explanation(text, 0.0, 0.97, parameters, _rounding_class(ev))
             return
         size = ev.error / UNIT[name]
-        few_levels = len(torch.unique(narrow.reshape(-1)[sample_index(narrow.numel(), 4096)])) <= 256 < narrow.numel() // 2
+        few_levels = (
+            len(torch.unique(narrow.reshape(-1)[sample_index(narrow.numel(), 4096)])) <= 256 < narrow.numel() // 2
+        )
         if 0.1 < size < 60 and exact > 0.02 and _unbiased(ev) and not few_levels:
             text = (
                 f"the {side}'s values all lie on the {name} grid and the {other}'s do not: computed in {name} "
@@ -64,8 +72,16 @@ def _is_table(r: Tensor) -> bool:
     """Whether a weight looks like a rotary or frequency buffer: a geometric run, or cosines of many angles."""
     if r.ndim == 1 and 3 <= r.numel() <= 4096 and bool((r > 0).all()):
         steps = r.log().diff()
-        return float(steps.abs().max()) > 1e-6 and float((steps - steps.mean()).abs().max()) < 1e-3 * float(steps.abs().max() + 1e-300)
-    return r.ndim >= 2 and float(r.abs().max()) <= 1.0 and float(r.abs().max()) > 0.999 and float(r.reshape(r.shape[0], -1)[0].abs().std()) < 0.5 and bool(((r[0].abs() == 1) | (r[0] == 0)).all())
+        return float(steps.abs().max()) > 1e-6 and float((steps - steps.mean()).abs().max()) < 1e-3 * float(
+            steps.abs().max() + 1e-300
+        )
+    return (
+        r.ndim >= 2
+        and float(r.abs().max()) <= 1.0
+        and float(r.abs().max()) > 0.999
+        and float(r.reshape(r.shape[0], -1)[0].abs().std()) < 0.5
+        and bool(((r[0].abs() == 1) | (r[0] == 0)).all())
+    )
 
 
 def _unbiased(ev: Evidence) -> bool:
@@ -132,7 +148,11 @@ def clamped(ev: Evidence) -> Iterator[Explanation]:
             continue
         beyond = (wide < low) | (wide > high)
         touched = int((((narrow == low) | (narrow == high)) & beyond).sum())
-        if touched < max(4, 1e-4 * narrow.numel()) or touched > 0.95 * narrow.numel() or touched < 0.9 * int(beyond.sum()):
+        if (
+            touched < max(4, 1e-4 * narrow.numel())
+            or touched > 0.95 * narrow.numel()
+            or touched < 0.9 * int(beyond.sum())
+        ):
             continue
         rebuilt = wide.clamp(low, high)
         residual = accept(ev, rebuilt if side == "port" else ev.p - (rebuilt - ev.r))
@@ -141,7 +161,13 @@ def clamped(ev: Evidence) -> Iterator[Explanation]:
         class_id, why = _limit_name(ev, low, high)
         doing = "clamps" if side == "port" else "does not clamp as the reference does"
         text = f"the port {doing} to [{number(low)}, {number(high)}]{why}: {touched} of {narrow.numel()} elements are affected"
-        yield Explanation(text, residual, sure(ev, residual, 0.95 if why else 0.9), {"low": low, "high": high, "count": touched, "side": side}, class_id)
+        yield Explanation(
+            text,
+            residual,
+            sure(ev, residual, 0.95 if why else 0.9),
+            {"low": low, "high": high, "count": touched, "side": side},
+            class_id,
+        )
         return
 
 
@@ -166,15 +192,26 @@ def bytes_export(ev: Evidence) -> Iterator[Explanation]:
     if not (bool((r == r.round()).all()) and bool((p == p.round()).all())):
         return
     if torch.equal(torch.remainder(r * 255, 256), p):
-        yield Explanation("P is R·255 modulo 256: bytes were multiplied by 255 without widening", 0.0, 0.97, {"how": "unwidened"})
+        yield Explanation(
+            "P is R·255 modulo 256: bytes were multiplied by 255 without widening", 0.0, 0.97, {"how": "unwidened"}
+        )
         return
     d = ev.d
     low, high = float(d.min()), float(d.max())
     share = float((d != 0).double().mean())
     if (low, high) in {(-1.0, 0.0), (0.0, 1.0)}:
         if 0.25 < share < 0.75:
-            text = "is truncated where the reference is rounded" if low < 0 else "is rounded where the reference is truncated"
-            yield Explanation(f"P {text}: d is {int(low or high)} in {share:.0%} of the bytes, else 0", 0.0, 0.93, {"share": share, "how": "truncated" if low < 0 else "rounded"})
+            text = (
+                "is truncated where the reference is rounded"
+                if low < 0
+                else "is rounded where the reference is truncated"
+            )
+            yield Explanation(
+                f"P {text}: d is {int(low or high)} in {share:.0%} of the bytes, else 0",
+                0.0,
+                0.93,
+                {"share": share, "how": "truncated" if low < 0 else "rounded"},
+            )
         return
     wrong = d != 0
     saturated = (r == 0) | (r == 255)
@@ -191,10 +228,19 @@ def float_to_bytes(ev: Evidence) -> Iterator[Explanation]:
     for side, whole, picture in (("port", ev.p, ev.r), ("reference", ev.r, ev.p)):
         index = sample_index(whole.numel())
         b, x = whole.reshape(-1)[index], picture.reshape(-1)[index]
-        if not bool((b == b.round()).all()) or float(b.max()) <= 3 or float(b.min()) < 0 or float(b.max()) > 255 or bool((x == x.round()).all()):
+        if (
+            not bool((b == b.round()).all())
+            or float(b.max()) <= 3
+            or float(b.min()) < 0
+            or float(b.max()) > 255
+            or bool((x == x.round()).all())
+        ):
             continue
         for label, scaled in (("x", x), ("(x + 1)/2", (x + 1) / 2)):
-            for how, bytes_ in (("truncated", (scaled.clamp(0, 1) * 255).trunc()), ("rounded", (scaled.clamp(0, 1) * 255).round())):
+            for how, bytes_ in (
+                ("truncated", (scaled.clamp(0, 1) * 255).trunc()),
+                ("rounded", (scaled.clamp(0, 1) * 255).round()),
+            ):
                 if float((bytes_ == b).double().mean()) > 0.995:
                     text = f"the {side} holds bytes of 255·{label} ({how}), the other side the float picture"
                     yield Explanation(text, 0.0, 0.9, {"side": side, "how": how}, "V10")
@@ -204,7 +250,13 @@ def float_to_bytes(ev: Evidence) -> Iterator[Explanation]:
 def dtype_differs(ev: Evidence) -> Iterator[Explanation]:
     """The two records have another dtype and differ by about one rounding of the coarser one (N4)."""
     r, p = ev.reference.dtype, ev.port.dtype
-    if r == p or not (r.is_floating_point and p.is_floating_point) or not ev.same_shape or ev.reference.numel() < 8 or not finite(ev):
+    if (
+        r == p
+        or not (r.is_floating_point and p.is_floating_point)
+        or not ev.same_shape
+        or ev.reference.numel() < 8
+        or not finite(ev)
+    ):
         return
     coarse = r if torch.finfo(r).eps > torch.finfo(p).eps else p
     name = str(coarse).removeprefix("torch.")

@@ -110,12 +110,30 @@ def int8_grid(ev: Evidence) -> Iterator[Explanation]:
         return
     slope, _ = scalar_fit(ev.p, ev.r)
     bits = 4 if grid.levels <= 8 else 8
-    parameters = {"scope": grid.scope, "levels": grid.levels, "bits": bits, "step": float(grid.step.nanmedian()), "slope": slope}
+    parameters = {
+        "scope": grid.scope,
+        "levels": grid.levels,
+        "bits": bits,
+        "step": float(grid.step.nanmedian()),
+        "slope": slope,
+    }
     if bool((grid.step == 1).all()) and not 0.5 < slope < 2:
-        yield Explanation(f"P holds raw int{bits} payload: the scale was never applied (P/R is about {number(slope)})", 0.3, 0.93, parameters, "W1")
+        yield Explanation(
+            f"P holds raw int{bits} payload: the scale was never applied (P/R is about {number(slope)})",
+            0.3,
+            0.93,
+            parameters,
+            "W1",
+        )
         return
     if not 0.2 < slope < 5:
-        yield Explanation(f"P lies on an int{bits} grid with a wrong scale (P/R is about {number(slope)})", 0.3, 0.85, parameters, "W1")
+        yield Explanation(
+            f"P lies on an int{bits} grid with a wrong scale (P/R is about {number(slope)})",
+            0.3,
+            0.85,
+            parameters,
+            "W1",
+        )
         return
     ends, residual = _at_ends(grid), grid.residual(ev.r)
     if residual > 0.6:
@@ -133,7 +151,9 @@ def int8_grid(ev: Evidence) -> Iterator[Explanation]:
         text = f"P is int8 per {grid.scope} with a scale too coarse for its values: error {ev.error:.2g} instead of about 0.01"
         yield Explanation(text, residual, trust - 0.05, parameters, "Q2")
     else:
-        text = f"P is int{bits} per {grid.scope} where R is not quantised (error {ev.error:.2g}, as that rounding gives)"
+        text = (
+            f"P is int{bits} per {grid.scope} where R is not quantised (error {ev.error:.2g}, as that rounding gives)"
+        )
         yield Explanation(text, residual, trust - 0.02, parameters, "Q6")
 
 
@@ -158,7 +178,12 @@ def _usable(ev: Evidence) -> bool:
 
 def float8_grid(ev: Evidence) -> Iterator[Explanation]:
     """P/s is on a float8 grid and R's is not: healthy storage (Q6), or saturated / NaN at the top (Q3)."""
-    if not ev.same_shape or ev.reference.numel() < 64 or not ev.reference.is_floating_point() or not bool(torch.isfinite(ev.r).all()):
+    if (
+        not ev.same_shape
+        or ev.reference.numel() < 64
+        or not ev.reference.is_floating_point()
+        or not bool(torch.isfinite(ev.r).all())
+    ):
         return
     good = torch.isfinite(ev.p)
     if not bool(good.any()) or ev.error <= 1e-3:
@@ -178,7 +203,9 @@ def float8_grid(ev: Evidence) -> Iterator[Explanation]:
             rebuilt = (ev.r / scale).clamp(-largest, largest).to(torch.float32).to(dtype).to(torch.float64) * scale
             exact = float(((rebuilt - ev.p).abs() <= 1e-5 * ev.p.abs()).double().mean())
             if exact > 0.98:
-                text = f"P is R rounded to {name} with scale {number(scale)} (error {ev.error:.2g}, as that format gives)"
+                text = (
+                    f"P is R rounded to {name} with scale {number(scale)} (error {ev.error:.2g}, as that format gives)"
+                )
                 yield Explanation(text, ev.residual(rebuilt), 0.93, parameters, "Q6")
             else:
                 text = f"P lies on the {name} grid with scale {number(scale)}, but only {exact:.0%} of it is R's rounding: another rounding or range"
@@ -221,7 +248,12 @@ def low_levels(ev: Evidence) -> Iterator[Explanation]:
         return
     near_in = float(torch.linalg.vector_norm((p - r)[inside])) / float(torch.linalg.vector_norm(r[inside]))
     flat = float((p[outside].abs() - high).abs().mean()) / high
-    if near_in < 0.02 and flat < 0.03 and float((p[outside] * r[outside] > 0).double().mean()) > 0.99 and near_in > 1e-6:
+    if (
+        near_in < 0.02
+        and flat < 0.03
+        and float((p[outside] * r[outside] > 0).double().mean()) > 0.99
+        and near_in > 1e-6
+    ):
         share = float(outside.double().mean())
         text = f"values beyond ±{number(high)} are cut ({share:.1%} of the elements), the others agree to {near_in:.1%}: a quantiser's range is too small"
         yield Explanation(text, near_in, 0.82, {"limit": high, "share": share}, "Q2")

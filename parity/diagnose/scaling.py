@@ -63,7 +63,12 @@ def _factor_of(ev: Evidence) -> float | None:
     rr = float((r * r).sum())
     c = float((r * p).sum()) / rr if rr > 0 else 0.0
     whole = float(torch.linalg.vector_norm(p - r))
-    if c == 0 or near(c, -1, 1e-6) or whole == 0 or float(torch.linalg.vector_norm(p - c * r)) > 3 * allowance(ev) * whole:
+    if (
+        c == 0
+        or near(c, -1, 1e-6)
+        or whole == 0
+        or float(torch.linalg.vector_norm(p - c * r)) > 3 * allowance(ev) * whole
+    ):
         return None
     full = float((ev.r * ev.p).sum()) / float((ev.r * ev.r).sum())
     return full if bool((ev.r != 0).sum() >= 2) else None
@@ -103,7 +108,12 @@ def _named_scalar(ev: Evidence, c: float, slack: float) -> str:
     for name, s in scalars.items():
         if s in (0.0, 1.0) or not math.isfinite(s):
             continue
-        for label, value in ((f"{name}", s), (f"1/{name}", 1 / s), (f"1/sqrt({name})", abs(s) ** -0.5), (f"sqrt({name})", abs(s) ** 0.5)):
+        for label, value in (
+            (f"{name}", s),
+            (f"1/{name}", 1 / s),
+            (f"1/sqrt({name})", abs(s) ** -0.5),
+            (f"sqrt({name})", abs(s) ** 0.5),
+        ):
             if near(c, value, slack):
                 return f"the factor is {label} ({name} = {number(s)})"
     return ""
@@ -130,10 +140,14 @@ def affine(ev: Evidence) -> Iterator[Explanation]:
         return
     residual = accept(ev, a * ev.r + b)
     if residual is not None and ev.r.numel() >= 8:
-        known = next((why for (x, y), why in RANGES.items() if near(a, x, 5e-3) and abs(b - y) < 5e-3 * max(1, abs(y))), "")
+        known = next(
+            (why for (x, y), why in RANGES.items() if near(a, x, 5e-3) and abs(b - y) < 5e-3 * max(1, abs(y))), ""
+        )
         class_id = "C8" if known else "C10" if ev.kind in {"latent", "input", "frame"} else "C8"
         text = f"P is {number(a)}·R {'+' if b >= 0 else '−'} {number(abs(b))}{': ' + known if known else ''}"
-        yield Explanation(text, residual, sure(ev, residual, 0.97 if known else 0.82), {"factor": a, "offset": b}, class_id)
+        yield Explanation(
+            text, residual, sure(ev, residual, 0.97 if known else 0.82), {"factor": a, "offset": b}, class_id
+        )
 
 
 def _offset(ev: Evidence, b: float, residual: float) -> Iterator[Explanation]:
@@ -144,7 +158,13 @@ def _offset(ev: Evidence, b: float, residual: float) -> Iterator[Explanation]:
         return
     integers = not ev.reference.is_floating_point() or bool((ev.r == ev.r.round()).all())
     class_id = "C10" if ev.kind in {"latent", "frame", "input"} else "P2" if integers else "N5"
-    yield Explanation(f"P is R {'+' if b >= 0 else '−'} {number(abs(b))} everywhere", residual, sure(ev, residual, 0.85), {"offset": b}, class_id)
+    yield Explanation(
+        f"P is R {'+' if b >= 0 else '−'} {number(abs(b))} everywhere",
+        residual,
+        sure(ev, residual, 0.85),
+        {"offset": b},
+        class_id,
+    )
 
 
 def per_index(ev: Evidence) -> Iterator[Explanation]:
@@ -195,16 +215,27 @@ def _per_index(ev: Evidence, residual: float, axis: int, a: Tensor, b: Tensor, p
     parameters = {"axis": axis, "factors": factors[:32].tolist()} | ({} if pure else {"offsets": offsets[:32].tolist()})
     if recognised is not None:
         class_id, why = recognised
-        return Explanation(f"P is R with a factor{'' if pure else ' and an offset'} per index of {where}: {why}", residual, sure(ev, residual, 0.96), parameters, class_id)
+        return Explanation(
+            f"P is R with a factor{'' if pure else ' and an offset'} per index of {where}: {why}",
+            residual,
+            sure(ev, residual, 0.96),
+            parameters,
+            class_id,
+        )
     only_offset = not pure and float((factors - 1).abs().max()) < 1e-3
     what = "an offset" if only_offset else "a factor" if pure else "a factor and an offset"
     text = f"P is R with {what} per index of {where} (factors {number(float(factors.min()))} to {number(float(factors.max()))})"
     if ev.kind == "weight":
         class_id = "W1"
     elif only_offset:
-        class_id, text = "N5", f"P is R plus one fixed vector along {where}: a bias is missing, added twice or another one"
+        class_id, text = (
+            "N5",
+            f"P is R plus one fixed vector along {where}: a bias is missing, added twice or another one",
+        )
     else:
-        class_id = "C10" if role == "c" or ev.kind in {"latent", "frame", "input"} else "N5" if pure and role == "d" else "N7"
+        class_id = (
+            "C10" if role == "c" or ev.kind in {"latent", "frame", "input"} else "N5" if pure and role == "d" else "N7"
+        )
     return Explanation(text, residual, sure(ev, residual, 0.8), parameters, class_id)
 
 
@@ -223,7 +254,11 @@ def _recognise(ev: Evidence, factors: Tensor, offsets: Tensor, pure: bool) -> tu
 
 
 def _vector_laws(name: str, w: Tensor) -> Iterator[tuple[str, str, Tensor | None]]:
-    yield "W6", f"the gain is 1 + (1 + w) instead of 1 + w (w = {name})", (w + 2) / (w + 1) if bool((w != -1).all()) else None
+    yield (
+        "W6",
+        f"the gain is 1 + (1 + w) instead of 1 + w (w = {name})",
+        (w + 2) / (w + 1) if bool((w != -1).all()) else None,
+    )
     yield "W6", f"the gain is w instead of 1 + w (w = {name})", w / (w + 1) if bool((w != -1).all()) else None
     yield "W6", f"the gain is 1 + w instead of w (w = {name})", (w + 1) / w if bool((w != 0).all()) else None
     if bool((w != 0).all()):

@@ -31,11 +31,21 @@ def missing(ev: Evidence) -> Iterator[Explanation]:
                 continue
             residual = ev.residual(as_float64(other))
             if residual < 1e-6 and not lora.low_rank(ev.d):
-                yield Explanation(f"P is the {side}'s {name}, not its own tensor: tied or mapped wrongly", residual, 0.95, {"equals": name})
+                yield Explanation(
+                    f"P is the {side}'s {name}, not its own tensor: tied or mapped wrongly",
+                    residual,
+                    0.95,
+                    {"equals": name},
+                )
                 return
     flat = ev.p.reshape(-1)
     if bool((flat == 1).all()) and float(ev.r.std()) > 0:
-        yield Explanation("P is one everywhere, as a norm's gain is made: the stored gain was never loaded", 0.0, 0.93, {"init": "ones"})
+        yield Explanation(
+            "P is one everywhere, as a norm's gain is made: the stored gain was never loaded",
+            0.0,
+            0.93,
+            {"init": "ones"},
+        )
         return
     init = _initialiser(ev)
     if init:
@@ -78,7 +88,12 @@ def damaged(ev: Evidence) -> Iterator[Explanation]:
 
 def garbage_buffer(ev: Evidence) -> Iterator[Explanation]:
     """P holds values no one would store: non-finite, or denormal, or 1e20 times R (W10: memory that was never initialised)."""
-    if ev.kind not in {"weight", "rope"} or not ev.same_shape or ev.port.numel() == 0 or not ev.port.is_floating_point():
+    if (
+        ev.kind not in {"weight", "rope"}
+        or not ev.same_shape
+        or ev.port.numel() == 0
+        or not ev.port.is_floating_point()
+    ):
         return
     if not bool(torch.isfinite(ev.r).all()) or not bool(ev.r.any()):
         return
@@ -130,7 +145,9 @@ def in_parameters(ev: Evidence) -> Iterator[Explanation]:
         if not everywhere or ev.error < 0.05:
             names = [name for name, *_ in pairs]
             text = f"{_listed(names)} {'is' if len(names) == 1 else 'are'} the reference's rounded to {same_cast} (keep them in full precision)"
-            yield Explanation(text, 0.05, 0.93 if not everywhere else 0.6, {"parameters": names[:16], "dtype": same_cast}, "W11")
+            yield Explanation(
+                text, 0.05, 0.93 if not everywhere else 0.6, {"parameters": names[:16], "dtype": same_cast}, "W11"
+            )
         return
     for name, ref, port, error in pairs[:MAX_PARAMETERS]:
         best = diagnose_one(ev, name, ref, port)
@@ -273,7 +290,9 @@ def _swapped_modulation(ev: Evidence, x: Tensor) -> float | None:
     if x.shape[1] < 4:
         return None
     mean_x, mean_r = x.mean(1, keepdim=True), r.mean(1, keepdim=True)
-    gain = ((x - mean_x) * (r - mean_r)).sum(1, keepdim=True) / ((x - mean_x) ** 2).sum(1, keepdim=True).clamp_min(1e-300)
+    gain = ((x - mean_x) * (r - mean_r)).sum(1, keepdim=True) / ((x - mean_x) ** 2).sum(1, keepdim=True).clamp_min(
+        1e-300
+    )
     bias = mean_r - gain * mean_x
     scale = float(torch.linalg.vector_norm(r))
     if scale == 0 or float(torch.linalg.vector_norm(gain * x + bias - r)) > 0.01 * scale:

@@ -1,0 +1,166 @@
+"""Parallel execution: a bias counted by every rank, one shard on all ranks, shards in another order, statistics per shard.
+
+Classes: D1 D2 D3 D4 and the tensor-parallel form of A7 of the bug list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from .axes import axis_name, roles
+from .evidence import Evidence, Explanation, Hypothesis, as_float64
+from .fits import accept, allowance, comparable, grouped_scale, near, noise_level, number, sure
+from .terms import bias_multiple
+
+WORLD = (2, 3, 4, 5, 6, 8, 12, 16)
+
+
+def bias_per_rank(ev: Evidence) -> Iterator[Explanation]:
+    """d == (N − 1)·b for a parameter vector b, the same for all tokens: the bias is added by every one of N ranks (D1)."""
+    k, name, residual = bias_multiple(ev)
+    if name and k > 0.5 and near(k, round(k), 0.01):
+        ranks = round(k) + 1
+        text = f"P − R is {round(k)} times {name} at every token: it is added {ranks} times, as by {ranks} ranks that are summed"
+        yield Explanation(text, residual, sure(ev, residual, 0.96), {"vector": name, "times": ranks})
+
+
+def same_shard(ev: Evidence) -> Iterator[Explanation]:
+    """P's N equal shards along an axis are one and the same shard of R (D2)."""
+    if not comparable(ev, 8):
+        return
+    for axis, size in enumerate(ev.r.shape):
+        for n in WORLD:
+            if size % n or size // n < 1 or ev.r.numel() // n < 4 or (size == n and ev.r.numel() // n < 8):
+                continue
+            shards = ev.p.chunk(n, axis)
+            scale = float(torch.linalg.vector_norm(shards[0]))
+            if scale == 0 or any(
+                float(torch.linalg.vector_norm(s - shards[0])) > (1e-6 + 3 * noise_level(ev)) * scale
+                for s in shards[1:]
+            ):
+                continue
+            for source, shard in enumerate(ev.r.chunk(n, axis)):
+                residual = accept(ev, torch.cat([shard] * n, axis))
+                if residual is not None:
+                    where = axis_name(axis, ev.r.shape, ev.kind)
+                    text = f"all {n} shards of {where} are R's shard {source}: every rank loaded or kept the same one"
+                    yield Explanation(
+                        text, residual, sure(ev, residual, 0.95), {"axis": axis, "shards": n, "source": source}
+                    )
+                    return
+
+
+def shard_statistics(ev: Evidence) -> Iterator[Explanation]:
+    """P/R constant per token and shard of the channels (A7: a norm's statistics taken by each rank over its own shard)."""
+    if not comparable(ev, 64) or ev.r.ndim < 2 or ev.kind == "weight":
+        return
+    channels = ev.r.shape[-1]
+    if _one_ratio(ev, 1) is not None:
+        return  # one factor per token: eps or scale, not shards
+    for n in WORLD:
+        if channels % n or channels // n < 6:
+            continue
+        residual = _one_ratio(ev, n)
+        if residual is None:
+            continue
+        checked = _recomputed(ev, n)
+        text = f"P/R is one number per token and per {channels // n} of {channels} channels: statistics are taken by each of {n} shards"
+        text += f" (the root mean square of {checked} over each shard gives P)" if checked else ""
+        yield Explanation(
+            text,
+            residual,
+            sure(ev, residual, 0.95 if checked else 0.85),
+            {"shards": n, "verified": bool(checked)},
+            "A7",
+        )
+        return
+
+
+def _one_ratio(ev: Evidence, n: int) -> float | None:
+    shape = (*ev.r.shape[:-1], n, ev.r.shape[-1] // n)
+    r, p = ev.r.reshape(shape), ev.p.reshape(shape)
+    rows = r.reshape(-1, shape[-1]), p.reshape(-1, shape[-1])
+    if rows[0].shape[0] > 4096:  # a cheap look first
+        some = rows[0][:2048], rows[1][:2048]
+        scale = grouped_scale(some[1], some[0], [0])
+        whole = float(torch.linalg.vector_norm(some[1] - some[0]))
+        if whole > 0 and float(torch.linalg.vector_norm(some[1] - scale * some[0])) > 3 * allowance(ev) * whole:
+            return None
+    scale = grouped_scale(p, r, list(range(len(shape) - 1)))
+    return accept(ev, (scale * r).reshape(ev.r.shape))
+
+
+def _recomputed(ev: Evidence, n: int) -> str:
+    """Name of the input x with P/R == rms(x)/rms_shard(x), or ""."""
+    for name, x in ev.inputs.items():
+        if tuple(x.shape) != tuple(ev.r.shape) or not x.is_floating_point():
+            continue
+        x = as_float64(x)
+        squares = x.square().reshape(*x.shape[:-1], n, -1)
+        whole = squares.mean((-1, -2), keepdim=True)
+        ratio = (whole / squares.mean(-1, keepdim=True).clamp_min(1e-300)).sqrt().expand_as(squares).reshape(x.shape)
+        if accept(ev, ratio * ev.r) is not None:
+            return name
+    return ""
+
+
+def spatial_statistics(ev: Evidence) -> Iterator[Explanation]:
+    """P == a·R + b with one (a, b) per channel in each of N stripes of a spatial axis or of the tokens (D4: statistics per shard)."""
+    if not comparable(ev, 256) or ev.r.ndim < 4 or ev.kind == "weight":
+        return
+    names = roles(ev.r.shape, ev.kind)
+    channel = next((i for i, role in enumerate(names) if role == "c"), None)
+    for axis, role in enumerate(names):
+        if role not in {"h", "w"} or channel is None:
+            continue
+        for n in (2, 4, 8):
+            if ev.r.shape[axis] % n or ev.r.shape[axis] // n < 2:
+                continue
+            residual = _striped(ev, axis, channel, n)
+            if residual is not None and _striped(ev, axis, channel, 1) is None:
+                text = f"P is one affine map of R per channel in each of {n} stripes of {axis_name(axis, ev.r.shape, ev.kind)}: statistics are taken per shard"
+                yield Explanation(text, residual, sure(ev, residual, 0.85), {"axis": axis, "shards": n})
+                return
+
+
+def _striped(ev: Evidence, axis: int, channel: int, n: int) -> float | None:
+    pieces = []
+    for r, p in zip(ev.r.chunk(n, axis), ev.p.chunk(n, axis), strict=True):
+        reduced = [i for i in range(r.ndim) if i not in {0, channel}]
+        mr, mp = r.mean(reduced, keepdim=True), p.mean(reduced, keepdim=True)
+        a = ((r - mr) * (p - mp)).mean(reduced, keepdim=True) / ((r - mr) ** 2).mean(reduced, keepdim=True).clamp_min(
+            1e-300
+        )
+        pieces.append(a * (r - mr) + mp)
+    return accept(ev, torch.cat(pieces, axis))
+
+
+def short_tail(ev: Evidence) -> Iterator[Explanation]:
+    """Only the last few tokens differ, the others are equal: the remainder of a sequence split over ranks (D3, a hint)."""
+    if not comparable(ev, 32) or ev.kind in {"weight", "mask", "schedule"}:
+        return
+    names = roles(ev.r.shape, ev.kind)
+    axis = next((i for i, role in enumerate(names) if role == "n"), None)
+    if axis is None or ev.r.shape[axis] < 8:
+        return
+    rest = tuple(i for i in range(ev.r.ndim) if i != axis)
+    size = torch.linalg.vector_norm(ev.d, dim=rest)
+    own = torch.linalg.vector_norm(ev.r, dim=rest)
+    wrong = torch.nonzero(size > (1e-7 + 4 * noise_level(ev)) * own.clamp_min(1e-12)).reshape(-1)
+    n, tokens = len(wrong), ev.r.shape[axis]
+    if 0 < n <= 0.2 * tokens and int(wrong[0]) == tokens - n and n < tokens // 2:
+        text = (
+            f"only the last {n} of {tokens} tokens differ, the others are equal: a remainder or padding of the sequence"
+        )
+        yield Explanation(text, 0.0, 0.45, {"axis": axis, "tail": n, "error": number(ev.error)})
+
+
+HYPOTHESES: tuple[Hypothesis, ...] = (
+    Hypothesis("bias_per_rank", "D1", bias_per_rank, 0.95),
+    Hypothesis("same_shard", "D2", same_shard, 0.9),
+    Hypothesis("shard_statistics", "A7", shard_statistics, 0.6),
+    Hypothesis("spatial_statistics", "D4", spatial_statistics, 0.5),
+    Hypothesis("short_tail", "D3", short_tail, 0.1),
+)

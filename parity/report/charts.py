@@ -15,7 +15,7 @@ from parity.result import Row
 
 BINS = 480
 MAX_POINTS = 60
-GROUPS, PLACES = 48, 96
+GROUPS, PLACES = 32, 30
 
 
 def growth(rows: Sequence[Row]) -> Markup:

@@ -15,7 +15,7 @@ from parity.video import Clip, ClipComparison, compare_clips
 
 Pictures = NDArray[np.uint8]
 MAX_FRAMES = 10
-BUDGET = 700_000  # bytes of all pictures of a page
+BUDGET = 600_000  # bytes of all pictures of a page
 TRIALS = ((384, 88), (320, 82), (256, 78), (192, 72), (128, 65), (96, 55), (64, 45))  # width in pixels, JPEG quality
 
 

@@ -14,7 +14,7 @@ from parity.report.wording import clip, coords_text
 from parity.result import Row
 
 MAX_ROWS = 60_000
-MAX_BYTES = 800_000
+MAX_BYTES = 700_000
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Payload:
     total: int
 
 
-def payload(rows: Sequence[Row]) -> Payload:
-    """Pack the rows, thinned until they fit."""
+def payload(rows: Sequence[Row], most: int = MAX_BYTES) -> Payload:
+    """Pack the rows, thinned until they fit in `most` bytes."""
     limit = MAX_ROWS
     while True:
         chosen = _thinned(rows, limit)
         packed = zlib.compress(json.dumps(_columns(chosen), separators=(",", ":"), allow_nan=False).encode(), 9)
         data = base64.b64encode(packed).decode("ascii")
-        if len(data) <= MAX_BYTES or len(chosen) <= 100:
+        if len(data) <= most or len(chosen) <= 100:
             return Payload(data, len(chosen), len(rows))
         limit = len(chosen) // 2
 

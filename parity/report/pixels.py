@@ -15,7 +15,6 @@ from parity.report.svg import escaped as text
 Array = NDArray[np.float64]
 ACCENT, ALARM, ABSENT, CALM = (74, 108, 247), (217, 72, 65), (224, 150, 40), (128, 134, 145)
 MAX_CELLS = 512  # per side of a heat map; larger ones are reduced so that the worst cell of each block stays visible
-HOVER_CELLS = 1500  # up to here each cell is a shape of its own that names its value
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Heat:
     columns: tuple[str, ...] = ()
     marks: Callable[[int, int], str] | None = None  # short text written into the cell
     width: int = 300
+    hover: int = 1000  # up to so many cells, each is a shape of its own that names its value
 
 
 def draw_heat(heat: Heat) -> Markup:
@@ -48,7 +48,7 @@ def draw_heat(heat: Heat) -> Markup:
         f'<text class="name" x="{left:.1f}" y="13">{text(heat.title)}</text>',
         f'<rect class="ground" x="{left:.1f}" y="{top}" width="{wide:.1f}" height="{tall:.1f}"/>',
     ]
-    if rows * columns <= HOVER_CELLS:
+    if rows * columns <= heat.hover:
         parts += _cells(heat, left, top, step_x, step_y)
     else:
         parts.append(

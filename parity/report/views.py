@@ -25,7 +25,8 @@ from parity.report.pixels import (
 from parity.report.svg import Chart, Series, draw
 from parity.report.wording import clean, clip, number
 
-MAX_VIEWS = 12
+MAX_VIEWS = 4
+HOVER_CELLS = 160  # many maps share a page; larger ones are plain pictures
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def _held(view: KvView, side: str, held: NDArray[Any], wrong: NDArray[np.bool_])
             marks=mark if small else None,
             rows=view.rows if small else (),
             columns=view.columns if small else (),
+            hover=HOVER_CELLS,
         )
     )
 
@@ -125,9 +127,10 @@ def rope_figure(view: RopeView) -> Figure:
         )
     over = error > view.floor
     rows, columns = np.flatnonzero(over.any(axis=1)), np.flatnonzero(over.any(axis=0))
+    row, column = clean(view.row_label), clean(view.column_label)
     sentence = (
-        f"Differs at {len(rows)} of {over.shape[0]} {clean(view.row_label)}s (first {rows[0]}) "
-        f"and in {len(columns)} of {over.shape[1]} {clean(view.column_label)}s (first {columns[0]}); largest difference {number(worst)}."
+        f"Differs at {len(rows)} of {over.shape[0]} {row}s (first {rows[0]}) and in {len(columns)} of {over.shape[1]} "
+        f"{column}s (first {columns[0]}); largest difference {number(worst)}."
     )
     pictures = (
         _error_heat("|port − reference|", error, view.floor, view.row_label, view.column_label),
@@ -176,7 +179,7 @@ def mask_figure(view: MaskView) -> Figure:
     def describe(i: int, j: int) -> str:
         return f"{row} {i * tall}, {column} {j * wide}: {words[int(codes[i, j]) - 1]}"
 
-    heat = Heat(f"visible {column}s", colours, row, column, describe, width=420)
+    heat = Heat(f"visible {column}s", colours, row, column, describe, width=420, hover=HOVER_CELLS)
     counts = [[float(v) for v in side.sum(axis=1)] for side in (reference, port)]
     xs = [float(i) for i in range(reference.shape[0])]
     series = (Series("reference", xs, counts[0], "floor"), Series("port", xs, counts[1], "error"))
@@ -214,7 +217,16 @@ def _error_heat(
         return f"{row} {rows[i] if i < len(rows) and tall == 1 else i * tall}, {column} {j * wide}: {value}"
 
     return draw_heat(
-        Heat(title, error_colours(cells, floor), row, column, describe, rows if tall == 1 else (), width=width)
+        Heat(
+            title,
+            error_colours(cells, floor),
+            row,
+            column,
+            describe,
+            rows if tall == 1 else (),
+            width=width,
+            hover=HOVER_CELLS,
+        )
     )
 
 

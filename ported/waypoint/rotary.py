@@ -76,10 +76,6 @@ class Rotary(nn.Module):
             self.band(t.float(), time),
         )
 
-    def phases(self, pos: Positions) -> Tensor:
-        """Angles [B, T, d/2] of every token."""
-        return torch.cat(self.bands(pos["x"], pos["y"], pos["t"]), dim=-1)
-
     def round_tables(self, device: torch.device) -> None:
         """Switch to per-axis cosine and sine tables rounded to bf16 (spec C16: then a bf16 run is bit-equal)."""
         bands = self.bands(*(torch.arange(n, device=device) for n in (self.width, self.height, self.n_frames)))
@@ -93,11 +89,22 @@ class Rotary(nn.Module):
         return self.memo[1]
 
     def cos_sin(self, pos: Positions) -> Angles:
-        if self.table_t is None:
-            phases = self.phases(pos)
-            return phases.cos(), phases.sin()
-        bands = (self.table_x[:, pos["x"]], self.table_y[:, pos["y"]], self.table_t[:, pos["t"]])
-        cos, sin = torch.cat(bands, dim=-1).float()
+        return self.join_bands(*self.band_values(pos))
+
+    def band_values(self, pos: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines and sines of each band, [2, B, T, n], from the formula or from the rounded tables."""
+        if self.table_x is None or self.table_y is None or self.table_t is None:
+            x, y, t = (torch.stack((b.cos(), b.sin())) for b in self.bands(pos["x"], pos["y"], pos["t"]))
+            return x, y, t
+        return (
+            self.table_x[:, pos["x"]].float(),
+            self.table_y[:, pos["y"]].float(),
+            self.table_t[:, pos["t"]].float(),
+        )
+
+    def join_bands(self, x: Tensor, y: Tensor, t: Tensor) -> Angles:
+        """(cos, sin), [B, T, d/2] each, from the bands in the order [X | Y | T]."""
+        cos, sin = torch.cat((x, y, t), dim=-1)
         return cos, sin
 
     def split_pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:

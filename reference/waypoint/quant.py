@@ -53,7 +53,7 @@ class W8A8Linear(nn.Module):
 class FP8Linear(nn.Module):
     """Divide the weight by its SIGNED maximum and cast it to e4m3.
 
-    Activations are cast unscaled (past 464 they become NaN); bf16 out.
+    Activations are cast unscaled, so they are lost past 448 (torch 2.13 saturates, older casts gave NaN); bf16 out.
     """
 
     def __init__(self, source: nn.Linear) -> None:

@@ -170,7 +170,7 @@ def encode_images(
     video = conditioning.condition_video(
         first, last, frames, h * conditioning.SPACE_STRIDE, w * conditioning.SPACE_STRIDE
     )
-    y = conditioning.condition_tensor(mask, models.vae.encode(video))
+    y = conditioning.condition_tensor(mask, models.vae.encode(video.to(models.vae.conv1.weight.device)))
     return ImageCondition(models.clip.encode_images(images), y)
 
 

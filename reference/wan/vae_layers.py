@@ -93,11 +93,11 @@ class AttentionBlock(nn.Module):
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, _, _, h, w = x.shape
+        b = x.shape[0]
         frames = rearrange(x, "b c t h w -> (b t) c h w")
         q, k, v = rearrange(self.to_qkv(self.norm(frames)), "n c h w -> n 1 (h w) c").contiguous().chunk(3, dim=-1)
         y = F.scaled_dot_product_attention(q, k, v)  # scale c^-0.5
-        y = self.proj(rearrange(y, "n 1 (h w) c -> n c h w", h=h, w=w))
+        y = self.proj(y.squeeze(1).transpose(1, 2).reshape(frames.shape))  # as upstream: strides pick the kernel
         return rearrange(y, "(b t) c h w -> b c t h w", b=b) + x
 
 

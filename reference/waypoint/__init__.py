@@ -18,7 +18,6 @@ from reference.waypoint.model import WorldModel
 from reference.waypoint.patches import apply_inference_patches
 from reference.waypoint.precision import to_engine_dtype
 from reference.waypoint.quant import quantize
-from reference.waypoint.text import PromptEncoder
 from reference.waypoint.weights import load_weights
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "Frame",
     "LayerKVCache",
     "ModelInputs",
-    "PromptEncoder",
     "StaticKVCache",
     "WorldModel",
     "apply_inference_patches",

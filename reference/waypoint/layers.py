@@ -31,7 +31,7 @@ def rms(x: Tensor) -> Tensor:
 def ada_rmsnorm(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Modulate the normed tokens: rms(x) * (1 + scale) + bias.
 
-    X [B, n*m, D], scale and bias [B, n, D], one row a group of m tokens.
+    x [B, n*m, D], scale and bias [B, n, D], one row a group of m tokens.
     """
     grouped = rearrange(rms(x), "b (n m) d -> b n m d", n=scale.shape[1])
     return (grouped * (1 + scale.unsqueeze(2)) + bias.unsqueeze(2)).flatten(1, 2)
@@ -136,9 +136,7 @@ def broadcast_add(x: Tensor, cond: Tensor) -> Tensor:
 
 
 class CFG(nn.Module):
-    """Replace an embedding by a learnt null embedding.
-
-    The model builds `ctrl_cfg` and `prompt_cfg` and never calls them.
+    """Replace an embedding by a learnt null embedding; the model builds two (`*_cfg`) and never calls them.
 
     flag True, or None without dropout: x. False: the null embedding. None with dropout: replaced at RANDOM per sample,
     in eval mode too.

@@ -4,6 +4,9 @@ Rotary and NoiseConditioner keep float32 storage whatever the engine dtype is. T
 `.to(bfloat16)`: `nn.Module._apply` then visits the no-cast module too, which undoes the dtype but not the rounding.
 Loaders that skip such modules keep exact values. Both behaviours exist upstream, so `to_engine_dtype` takes the choice
 as an argument.
+
+The package also calls `torch.set_float32_matmul_precision("medium")`, which moves float32 matmuls on a GPU. That is global
+state, so it is left to the program that runs the engine.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from reference.waypoint import Autoencoder, AutoencoderConfig, Config, Controls, Engine, PromptEncoder, WorldModel
+from reference.waypoint import Autoencoder, AutoencoderConfig, Config, Controls, Engine, WorldModel
 from reference.waypoint import text as text_module
 from reference.waypoint.engine import euler_step
+from reference.waypoint.text import PromptEncoder
 
 CONFIG = Config(
     d_model=64,

@@ -5,8 +5,8 @@ Rotary and NoiseConditioner keep float32 storage whatever the engine dtype is. T
 Loaders that skip such modules keep exact values. Both behaviours exist upstream, so `to_engine_dtype` takes the choice
 as an argument.
 
-The package also calls `torch.set_float32_matmul_precision("medium")`, which moves float32 matmuls on a GPU. That is global
-state, so it is left to the program that runs the engine.
+The package also calls `torch.set_float32_matmul_precision("medium")`, which moves float32 matmuls on a GPU. That is
+global state, so it is left to the program that runs the engine.
 """
 
 from __future__ import annotations

@@ -48,14 +48,21 @@ def range_hints(reference: tuple[float, float], port: tuple[float, float]) -> li
     return [f"the sides store different value ranges: the reference was read as {left}, the port as {right}"]
 
 
-def best_shift(reference: Frames, port: Frames) -> int:
-    """Return k so that port frame i + k matches reference frame i best; 0 unless k != 0 is clearly better."""
+def best_shift(reference: Frames, port: Frames, bad: NDArray[np.bool_]) -> int:
+    """Return k so that port frame i + k shows what bad reference frame i shows; 0 unless that is clearly so.
+
+    Judged by the median over the bad frames, so that a few broken ones (black, say) neither make a shift nor hide one.
+    """
     a, b = _small(reference), _small(port)
-    limit = min(MAX_SHIFT, len(a) - 1, len(b) - 1)
-    at_rest = _error(*_overlap(a, b, 0))
-    errors = {k: _error(*_overlap(a, b, k)) for k in range(-limit, limit + 1) if len(_overlap(a, b, k)[0])}
-    best = min(errors, key=lambda k: (errors[k], abs(k)), default=0)
-    return best if errors and errors[best] <= REMAINS * at_rest else 0
+    wanted = np.flatnonzero(bad)
+    errors: dict[int, float] = {}
+    for k in range(-MAX_SHIFT, MAX_SHIFT + 1):
+        frames = wanted[(wanted + k >= 0) & (wanted + k < len(b))]
+        if k and len(frames) >= max(2, len(wanted) / 2):
+            moved, at_rest = (float(np.median(_per_frame(a[frames], b[frames + step]))) for step in (k, 0))
+            if moved <= REMAINS * at_rest:
+                errors[k] = moved
+    return min(errors, key=lambda k: (errors[k], abs(k)), default=0)
 
 
 def explain(reference: Frames, port: Frames, shift: int, bad: NDArray[np.bool_]) -> list[str]:
@@ -132,6 +139,10 @@ def _overlap(
     """Frames i of `a` and i + shift of `b` that both exist."""
     start, stop = max(0, -shift), min(len(a), len(b) - shift)
     return a[start : max(start, stop)], b[start + shift : max(start, stop) + shift]
+
+
+def _per_frame(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.square(a - b).mean(axis=(1, 2)))
 
 
 def _error(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

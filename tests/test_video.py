@@ -278,6 +278,14 @@ def test_frozen_frames() -> None:
     assert not result.reference_defects.frozen.any()
 
 
+def test_a_cut_on_one_side_does_not_freeze_the_other() -> None:
+    port = scene()
+    port[8] = 0
+    result = compare(scene(), port)
+    assert not result.reference_defects.frozen.any()
+    assert flagged(result, "frozen") == []
+
+
 def test_flicker() -> None:
     port = scene().astype(np.int16)
     port[7] += 12
@@ -323,6 +331,22 @@ def test_frame_shift(shift: int) -> None:
     result = compare(whole[6:20], whole[6 - shift : 20 - shift])
     assert result.shift == shift
     assert f"frame i{shift:+d} shows the reference's frame i" in result.hints[0]
+
+
+def test_a_shift_that_begins_late_is_named() -> None:
+    port = scene(20)
+    port[8:] = scene(20)[7:19]
+    result = compare(scene(20), port)
+    assert result.first_bad == 8
+    assert result.shift == 1
+
+
+def test_broken_frames_are_no_shift() -> None:
+    """Leaving the last frames out makes any shift look better on average."""
+    port = scene()
+    port[6:10] = np.roll(port[6:10], 5, axis=2)
+    port[10:12] = 0
+    assert compare(scene(), port).shift == 0
 
 
 @pytest.mark.parametrize(("reference", "port", "name"), [(9, 12, "port"), (12, 9, "reference"), (17, 24, "port")])

@@ -25,19 +25,18 @@ def growth(rows: Sequence[Row]) -> Markup:
     bins = np.array_split(np.arange(len(rows)), min(BINS, len(rows)))
     worst = [max((rows[i] for i in part), key=_severity) for part in bins]
     starts = [float(part[0]) for part in bins]
-    points = [
-        Point(start, row.error, f"{place(row.site, row.coords)}: {number(row.error)}, floor {number(row.floor)}")
-        for start, row in zip(starts, worst, strict=True)
-        if row.diverged
-    ]
+    over = [row.error if row.diverged else math.nan for row in worst]
+    first = next(((start, row) for start, row in zip(starts, worst, strict=True) if row.diverged), None)
     return draw(
         Chart(
             title="error along the execution",
             series=(
                 Series("floor", starts, [row.floor for row in worst], "floor"),
                 Series("error", starts, [row.error for row in worst], "error"),
+                Series("diverged", starts, over, "over"),
             ),
-            points=tuple(points[:MAX_POINTS]),
+            points=() if first is None else (Point(first[0], first[1].error, _hover(first[1])),),
+            rules=() if first is None else ((first[0], "first divergence"),),
             x_label="records in the order of execution",
             y_label="relative L2",
             bands=_bands(rows),
@@ -104,9 +103,7 @@ def overview(rows: Sequence[Row]) -> Markup:
 
     def describe(i: int, j: int) -> str:
         row = cells.get((i, j))
-        return (
-            f"{place(row.site, row.coords)}: {number(row.error)}, floor {number(row.floor)}" if row else "nothing here"
-        )
+        return _hover(row) if row else "nothing here"
 
     return draw_heat(
         Heat(
@@ -120,6 +117,10 @@ def overview(rows: Sequence[Row]) -> Markup:
             width=960,
         )
     )
+
+
+def _hover(row: Row) -> str:
+    return f"{place(row.site, row.coords)}: {number(row.error)}, floor {number(row.floor)}"
 
 
 def _severity(row: Row) -> tuple[bool, float]:

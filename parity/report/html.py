@@ -1,8 +1,8 @@
 """Reports as HTML: one file each that needs no network, no other file and no script to be read.
 
-Every value passes jinja2's autoescape; the only text that does not is drawn by `svg`, `pixels` and the templates here. The
-page forbids all sources but itself (content security policy with the hash of its one script), so that even a mistake
-in escaping could not run.
+Every value passes jinja2's autoescape; the only text that does not is drawn by `svg`, `pixels` and the templates here.
+The page forbids all sources but itself (content security policy with the hash of its one script), so that even a
+mistake in escaping could not run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from parity.report.charts import growth, overview, per_axis
 from parity.report.frames import FramesView, frames_view
 from parity.report.media import Media
 from parity.report.payload import MAX_BYTES, payload
-from parity.report.views import Figure, kv_figure, kv_overview, mask_figure, rope_figure, worst_first
+from parity.report.views import Figure, Figures, kv_figure, kv_overview, mask_figure, rope_figure, worst_first
 from parity.result import Result
 from parity.video import ClipComparison
 
@@ -45,7 +45,7 @@ def write_report(result: Result, path: Path, media: Media | None = None) -> None
 
 
 def write_index(results: Sequence[Result], path: Path, not_run: Mapping[str, str] | None = None) -> None:
-    """Write the page that lists all cases and links to their reports; `not_run` maps the cases left out to the reason."""
+    """Write the page that lists all cases and links to their reports; `not_run` maps cases left out to the reason."""
     path = Path(path)
     groups = [(r, _link(r.report, path.parent)) for r in results]
     page = _render(
@@ -96,7 +96,7 @@ def _context(result: Result, media: Media) -> dict[str, Any]:
         "positions": ("Positions", _figures(media.rope, rope_figure), Markup("")),
         "masks": ("Masks", _figures(media.masks, mask_figure), Markup("")),
     }
-    groups = {key: group for key, group in groups.items() if group[1][0]}
+    groups = {key: group for key, group in groups.items() if group[1].drawn}
     context = {
         "title": f"{wording.case_name(result)} · {result.verdict}",
         "result": result,
@@ -116,21 +116,21 @@ def _context(result: Result, media: Media) -> dict[str, Any]:
 
 def _nav(result: Result, context: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Anchors of the sections that the page has."""
-    sections = [
-        ("first", "First divergence", result.first is not None),
+    sections = [  # in the order of the page
+        ("first", "First", result.first is not None),
         ("causes", "Causes", bool(result.causes) or result.first is not None),
-        ("divergences", "Divergences", bool(result.divergences)),
         ("growth", "Growth", bool(context["growth"])),
-        ("sites", "Sites", bool(result.rows)),
         *((key, group[0], True) for key, group in context["views"].items()),
         ("frames", "Frames", context["frames"] is not None),
+        ("divergences", "Divergences", bool(result.divergences)),
+        ("sites", "Sites", bool(result.rows)),
         ("coverage", "Coverage", True),
         ("environment", "Environment", bool(context["environment"]["rows"])),
     ]
     return [(anchor, name) for anchor, name, there in sections if there]
 
 
-def _figures(views: Sequence[Any], make: Callable[[Any], Figure]) -> tuple[list[Figure], int]:
+def _figures(views: Sequence[Any], make: Callable[[Any], Figure]) -> Figures:
     return worst_first([make(view) for view in views])
 
 

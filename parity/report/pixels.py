@@ -40,7 +40,7 @@ def draw_heat(heat: Heat) -> Markup:
         return Markup("")
     left, top, below = 8.0 + 6.2 * min(28, max((len(r) for r in heat.rows), default=3)), 22.0, 32.0
     wide = heat.width - left - 6.0
-    tall = min(max(rows * min(wide / columns, 18.0), 44.0), 420.0)
+    tall = min(max(rows * min(wide / columns, 18.0), 44.0), 420.0, wide * 0.8)
     step_x, step_y = wide / columns, tall / rows
     height = top + tall + below
     parts = [
@@ -105,7 +105,7 @@ def error_colours(error: Array, floor: float | Array) -> NDArray[np.uint8]:
         over = np.log10(np.where(error > 0, error, np.nan)) - np.log10(np.maximum(floor, 1e-30))
         top = np.nanmax(np.where(np.isfinite(over), over, np.nan), initial=1.0)
         beyond = (error > floor) | np.isinf(error)
-        colours = shade(CALM, np.clip((over + 4) / 8, 0, 0.45))
+        colours = shade(CALM, np.clip((over + 4) / 16, 0.02, 0.25))
         strength = np.where(np.isinf(error), 1.0, np.clip(0.3 + 0.7 * over / top, 0.3, 1.0))
         return np.where(beyond[..., None], shade(ALARM, strength), colours)
 

@@ -118,7 +118,7 @@ def draw(chart: Chart) -> Markup:
         end = "end" if x > chart.width * 0.8 else "start"
         shift = -5 if end == "end" else 5
         parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom:.1f}"/>')
-        parts.append(f'<text class="tick bad {end}" x="{x + shift:.1f}" y="{TOP + 10}">{escaped(label)}</text>')
+        parts.append(f'<text class="tick bad {end}" x="{x + shift:.1f}" y="{bottom - 6:.1f}">{escaped(label)}</text>')
     parts += [_line(series, across, scale) for series in chart.series]
     for point in chart.points:
         where = f'cx="{across(point.x):.1f}" cy="{scale.place(point.y):.1f}"'

@@ -40,10 +40,22 @@ class Figure:
     severity: float = 0.0
 
 
-def worst_first(figures: Sequence[Figure]) -> tuple[list[Figure], int]:
-    """Return the figures to show, those that differ most first, and how many are left out."""
-    ranked = sorted(figures, key=lambda figure: (not figure.differs, -figure.severity))
-    return ranked[:MAX_VIEWS], max(0, len(ranked) - MAX_VIEWS)
+@dataclass(frozen=True)
+class Figures:
+    """Figures to draw, those that differ most first; the names of what differs but is not drawn, and of what agrees."""
+
+    drawn: tuple[Figure, ...]
+    left_out: tuple[str, ...]
+    agreeing: tuple[str, ...]
+
+
+def worst_first(figures: Sequence[Figure]) -> Figures:
+    """Draw what differs; where nothing does, one figure stands for all."""
+    differing = sorted((f for f in figures if f.differs), key=lambda figure: -figure.severity)
+    agreeing = [figure for figure in figures if not figure.differs]
+    drawn = differing[:MAX_VIEWS] or agreeing[:1]
+    same = tuple(figure.title for figure in agreeing if figure not in drawn)
+    return Figures(tuple(drawn), tuple(figure.title for figure in differing[MAX_VIEWS:]), same)
 
 
 def kv_figure(view: KvView) -> Figure:
@@ -185,7 +197,14 @@ def mask_figure(view: MaskView) -> Figure:
     series = (Series("reference", xs, counts[0], "floor"), Series("port", xs, counts[1], "error"))
     title = f"visible {column}s per {row}"
     chart = Chart(
-        title, series, x_label=row, y_label=f"{column}s", log=False, ticks=_whole(len(xs)), width=420, height=220
+        title,
+        series,
+        x_label=row,
+        y_label=f"{column}s: dashed reference, solid port",
+        log=False,
+        ticks=_whole(len(xs)),
+        width=420,
+        height=220,
     )
     return Figure(clean(view.name), sentence, (draw_heat(heat), draw(chart)), differing > 0, float(differing))
 
@@ -199,7 +218,7 @@ def kv_overview(views: Sequence[KvView]) -> Markup:
     worst = np.stack([_column_worst(error) for _, error in known])
     names = tuple(clip(view.layer, 28) for view, _ in known)
     floor = max(view.floor for view, _ in known)
-    return _error_heat("worst error per layer and slot", worst, floor, "layer", "slot", names, 640)
+    return _error_heat("worst error per layer and slot", worst, floor, "layer", "slot", names, 960)
 
 
 def _column_worst(error: Array) -> Array:

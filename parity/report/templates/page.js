@@ -24,7 +24,7 @@
   const packed = Uint8Array.from(atob(source.textContent.trim()), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   const { words, columns } = JSON.parse(await new Response(stream).text());
-  const PAGE = 100, count = columns.order.length;
+  const PAGE = 50, count = columns.order.length;
   const word = (name, i) => words[columns[name][i]];
   const value = (v) => (v === null ? NaN : v === "inf" ? Infinity : v === "-inf" ? -Infinity : v);
   const short = (v) => (Number.isNaN(v) ? "–" : v === 0 ? "0" : !Number.isFinite(v) ? (v > 0 ? "∞" : "−∞")

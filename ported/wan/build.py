@@ -22,9 +22,7 @@ Config = Mapping[str, Any]
 def build_dit(
     config: Config, state: State | None = None, dtype: torch.dtype = torch.float32, keep_fp32: bool = True
 ) -> WanTransformer3DModel:
-    """Build `WanTransformer3DModel` from an official DiT config and state dict (None: the library's own initial
-    weights).
-    """
+    """Build `WanTransformer3DModel` from an official config and state dict (None: initial weights)."""
     model = WanTransformer3DModel(**configs.dit_arguments(config))
     return _finish("dit", model, state, dtype, keep_fp32)
 
@@ -32,9 +30,7 @@ def build_dit(
 def build_vae(
     config: Config, state: State | None = None, dtype: torch.dtype = torch.float32, keep_fp32: bool = True
 ) -> AutoencoderKLWan:
-    """Build `AutoencoderKLWan`; the key map covers two Res blocks a level and four levels, which all Wan2.1 VAEs
-    have.
-    """
+    """Build `AutoencoderKLWan`; the key map covers four levels of two Res blocks, as all Wan2.1 VAEs have."""
     model = AutoencoderKLWan(**configs.vae_arguments(config))
     return _finish("vae", model, state, dtype, keep_fp32)
 
@@ -56,9 +52,7 @@ def build_image_encoder(
 
 
 def load_official(component: str, model: nn.Module, state: State) -> None:
-    """Convert an official state dict and load it strictly into `model`, in place. Raises ValueError listing keys or
-    shapes.
-    """
+    """Convert an official state dict and load it strictly into `model`; ValueError lists wrong keys or shapes."""
     converted = keys.to_port(component, state)
     own = model.state_dict()
     keys.check_same_keys(component, own, converted)
@@ -69,9 +63,9 @@ def load_official(component: str, model: nn.Module, state: State) -> None:
 
 
 def cast_like_library(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast in place as `from_pretrained(torch_dtype=dtype)`: a parameter stays float32 if a part of its name is on
-    the keep list.
+    """Cast in place as `from_pretrained(torch_dtype=dtype)` does.
 
+    A parameter stays float32 if a part of its name is on the model's keep list:
     diffusers keeps its list in every half precision; transformers keeps `wo` of UMT5 in fp16 only. Buffers (the rotary
     tables) are made in float32 and are not cast by loading.
     """

@@ -1,6 +1,4 @@
-"""Official Wan configurations (spec A1, A10-A12) and their translation into diffusers / transformers constructor
-arguments.
-"""
+"""Official Wan configurations (spec A1, A10-A12), and the diffusers / transformers arguments they become."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -68,9 +66,7 @@ def dit_arguments(config: Config) -> dict[str, Any]:
 
 
 def vae_arguments(config: Config) -> dict[str, Any]:
-    """Arguments of `AutoencoderKLWan` for an official VAE config; mean and std default to the library's, which are
-    A10's.
-    """
+    """Arguments of `AutoencoderKLWan` for an official VAE config; mean and std default to those of spec A10."""
     out = {"base_dim": config["dim"], "z_dim": config.get("z_dim", 16)}
     names = ("dim_mult", "num_res_blocks", "attn_scales", "temperal_downsample", "latents_mean", "latents_std")
     return out | {name: config[name] for name in names if name in config}

@@ -1,5 +1,4 @@
-"""Image preparation: the official rules as drop-in parts of the library's pipeline, and the library's own (spec A12,
-A14, B4).
+"""Image preparation: the official rules as drop-in parts of the library's pipeline (spec A12, A14, B4).
 
 The library prepares pictures with PIL (Lanczos for the condition frames; shortest edge, centre crop for CLIP); the
 official code with tensor bicubic interpolation without antialiasing. `OfficialVideoProcessor` and
@@ -39,11 +38,11 @@ def floor_to_grid(side: float) -> int:
 
 
 def match_last_image(first: Tensor, last: Tensor) -> Tensor:
-    """The official branch for two images of unequal size: a centre crop whose list is read as (height, width) (spec
-    A14).
+    """Crop the last image as the official code does when the two images differ in size (spec A14).
 
-    The target `[round(W2·r), round(H2·r)]`, `r = max(W1/W2, H1/H2)`, has its axes exchanged and nothing is resized;
-    where it is larger than the image, zeros (mid grey) are added. Feeds both the condition video and CLIP.
+    The target is `[round(W2·r), round(H2·r)]`, `r = max(W1/W2, H1/H2)`, and is read as (height, width): the axes are
+    exchanged. Nothing is resized; where the target is larger than the image, zeros (mid grey) are added. The result
+    feeds both the condition video and CLIP.
     """
     (h1, w1), (h2, w2) = first.shape[-2:], last.shape[-2:]
     if (h1, w1) == (h2, w2):
@@ -70,9 +69,7 @@ class OfficialVideoProcessor(VideoProcessor):
 
 
 class OfficialClipProcessor:
-    """Image processor of the official CLIP input: bicubic squash to a square whatever the aspect, then normalise
-    (spec A12).
-    """
+    """The official CLIP input: bicubic squash to a square whatever the aspect, then normalise (spec A12)."""
 
     def __init__(self, size: int = 224, antialias: bool = False):
         self.size = size

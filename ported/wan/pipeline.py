@@ -35,9 +35,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Generated:
-    """`latents`: noise, then the latent after each step, each `(b, 16, t, h, w)`; `video` `(b, 3, F, H, W)` in [-1,
-    1].
-    """
+    """Noise and the latent after each step, `(b, 16, t, h, w)` each; the video `(b, 3, F, H, W)` in [-1, 1]."""
 
     latents: list[Tensor]
     video: Tensor | None
@@ -97,9 +95,7 @@ def generate(pipe: Pipe, request: Request) -> Generated:
 
 
 def condition_images(pipe: Pipe, request: Request) -> dict[str, Any]:
-    """The pipeline's `image` and `last_image`: tensors in [-1, 1] for the official preparation, PIL images for the
-    native one.
-    """
+    """`image` and `last_image`: tensors in [-1, 1] for the official preparation, PIL images for the native."""
     if request.image is None:
         return {}
     if not isinstance(pipe.video_processor, pictures.OfficialVideoProcessor):

@@ -1,5 +1,4 @@
-"""Schedulers of the port: diffusers' own, given the official sigma and timestep tables, or their native tables (spec
-A13, B4).
+"""Schedulers of the port: diffusers' own, on the official tables or on their native ones (spec A13, B4).
 
 The update rules are the library's, untouched (`scheduler.step`). What differs between the official code and the
 library is the table: the library's UniPC spans linspace(1, 0.001) and lowers the first sigma by 1e-6, its Euler
@@ -91,9 +90,7 @@ _CLASSES: dict[tuple[str, bool], Any] = {
 
 
 def build_scheduler(kind: str = "unipc", shift: float = 5.0, native: bool = False, order: int = 2) -> Any:
-    """Build the library's scheduler as converted Wan checkpoints configure it; `native=True` keeps the library's own
-    table.
-    """
+    """Build the scheduler as converted Wan checkpoints configure it; `native=True` keeps the library's table."""
     if kind not in SOLVERS:
         raise ValueError(f"unknown solver {kind!r}; choose one of {', '.join(SOLVERS)}")
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift, "solver_order": order}

@@ -18,9 +18,7 @@ EOS, PAD = 1, 0
 
 
 class IdTokenizer:
-    """Stand-in for the UMT5 tokenizer that reads prompts made of token ids, with its padding, truncation and end
-    token.
-    """
+    """Read prompts made of token ids, with the UMT5 tokenizer's padding, truncation and end token."""
 
     def __call__(
         self, prompts: list[str], max_length: int, add_special_tokens: bool = True, **_: Any

@@ -20,9 +20,7 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 def statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Channel mean and 1/std `(1, 16, 1, 1, 1)` in the dtype of `like`: cast first, then inverted, as the pipelines
-    do.
-    """
+    """Channel mean and 1/std `(1, 16, 1, 1, 1)`, cast to the dtype of `like` before the inversion."""
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
     return mean, 1.0 / std

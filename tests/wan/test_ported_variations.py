@@ -112,7 +112,8 @@ def test_tables_read_off_the_modules_are_what_the_block_uses():
 def test_every_module_of_the_port_has_a_name_rule():
     import re
 
-    same = {"patch_embedding", "blocks.0", "blocks.1"}  # called alike on both sides
+    # called alike on both sides
+    same = {"patch_embedding", "encoder", "decoder", *(f"blocks.{i}{x}" for i in (0, 1) for x in ("", ".ffn"))}
     models = {"dit": tiny.dit("flf2v"), "vae": tiny.vae(), "text": tiny.text_encoder(), "image": tiny.image_encoder()}
     containers = (torch.nn.ModuleList, torch.nn.Sequential)
     for component, model in models.items():

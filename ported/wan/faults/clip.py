@@ -82,9 +82,7 @@ def clip_antialias(port: Port) -> Iterator[None]:
 
 @contextmanager
 def clip_library_processor(port: Port) -> Iterator[None]:
-    """The library's own image processor: 8-bit PIL resize of the shortest edge, centre crop (its documented
-    default).
-    """
+    """The library's own image processor: 8-bit PIL resize of the shortest edge, centre crop."""
     size = port.clip.config.image_size
     native: CLIPImageProcessor = image.native_clip_processor(size)
 

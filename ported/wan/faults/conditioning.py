@@ -196,9 +196,7 @@ def vae_input_bf16(port: Port) -> Iterator[None]:
 
 @contextmanager
 def last_image_squashed(port: Port) -> Iterator[None]:
-    """A last image of another size is resized to the target (the library's own way) instead of the official crop
-    branch.
-    """
+    """A last image of another size is resized to the target, the library's way, instead of the official crop."""
     with patched(image, "match_last_image", lambda first, last: last):
         yield
 

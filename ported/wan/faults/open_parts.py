@@ -22,9 +22,7 @@ from ported.wan.faults.record import patched
 
 
 class OpenProcessor(WanAttnProcessor):
-    """`WanAttnProcessor` in pieces: cut, project, rotate, attend. Tensors are `(b, l, heads, d)` after the
-    projection.
-    """
+    """`WanAttnProcessor` in pieces: cut, project, rotate, attend; `(b, l, heads, d)` after the projection."""
 
     def __call__(
         self,

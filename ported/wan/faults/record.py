@@ -37,8 +37,7 @@ def port_of(pipe: Any) -> Port:
 
 @dataclass(frozen=True)
 class PortFault:
-    """A real bug as a switch. `with fault.inject(port): run()` computes with the bug; afterwards the port is right
-    again.
+    """A real bug as a switch: inside `with fault.inject(port):` the port computes with the bug.
 
     spec_id: the row of spec Part D, "D+" for the list below its table, "B" for a class of the bug taxonomy without a
     row. bug_class: id of the bug taxonomy. needs: what the run must have for the fault to show (see `NEEDS`).

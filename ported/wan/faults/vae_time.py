@@ -81,9 +81,7 @@ def time_downsampling_skipped(port: Port) -> Iterator[None]:
 
 @contextmanager
 def frame_count_misspelt(port: Port) -> Iterator[None]:
-    """Frames per latent come from `temporal_upsample`, the attribute is `temperal_upsample`: the output buffer is too
-    small.
-    """
+    """Frames per latent read from `temporal_upsample` where the attribute is `temperal_upsample`: too few."""
     decode = AutoencoderKLWan._decode
 
     def buffered(self: AutoencoderKLWan, z: Tensor, return_dict: bool = True) -> Any:

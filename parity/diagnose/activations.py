@@ -1,0 +1,167 @@
+"""Activations as curves: which one a value went through, alone, gated, or between projections (BUGS.md N2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from parity.diagnose.evidence import Evidence, as_float64, relative_error
+from parity.diagnose.roles import agreement, surroundings
+
+Curve = Callable[[Tensor], Tensor]
+
+CURVES: dict[str, Curve] = {
+    "exact (erf) GELU": functional.gelu,
+    "tanh GELU": lambda x: functional.gelu(x, approximate="tanh"),
+    "quick GELU": lambda x: x * torch.sigmoid(1.702 * x),
+    "SiLU": functional.silu,
+    "ReLU": functional.relu,
+    "squared ReLU": lambda x: functional.relu(x).square(),
+    "leaky ReLU (0.01)": functional.leaky_relu,
+    "leaky ReLU (0.2)": lambda x: functional.leaky_relu(x, 0.2),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "ELU": functional.elu,
+    "mish": functional.mish,
+    "softplus": functional.softplus,
+    "no activation": lambda x: x,
+}
+TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Activated:
+    """A value that reads as `build(curve)` for some curve: R with its own, P perhaps with another. r and p are cut alike."""
+
+    r: Tensor
+    p: Tensor
+    build: Callable[[Curve], Tensor]
+    curve: str
+    where: str
+
+
+def activated(ev: Evidence) -> Iterator[Activated]:
+    """Yield readings of R through an activation: f(x), f(a)·b of two halves, W f(x) + b, and two-layer networks."""
+    for build, r, p, where in _builds(ev):
+        for name, curve in CURVES.items():
+            value = build(curve)
+            if value.shape == r.shape and relative_error(value, r) <= agreement(ev):
+                yield Activated(r, p, build, name, where)
+                break
+
+
+def _builds(ev: Evidence) -> Iterator[tuple[Callable[[Curve], Tensor], Tensor, Tensor, str]]:
+    shape = tuple(ev.reference.shape)
+    if len(shape) < 1 or not ev.reference.is_floating_point():
+        return
+    every = max(1, ev.r.numel() // 65536)
+    pool = [(n, v) for n, v in surroundings(ev) if v.is_floating_point() and v.numel() <= 20_000_000][:24]
+    for _, value in pool:
+        x = as_float64(value)
+        if tuple(x.shape) == shape:
+            flat = x.flatten()[::every]
+            yield (lambda f, x=flat: f(x)), ev.r.flatten()[::every], ev.p.flatten()[::every], ""
+        elif x.shape[:-1] == shape[:-1] and x.shape[-1] == 2 * shape[-1]:
+            a, b = (half.flatten()[::every] for half in x.chunk(2, -1))
+            for gate, up in ((a, b), (b, a)):
+                yield (
+                    (lambda f, g=gate, u=up: f(g) * u),
+                    ev.r.flatten()[::every],
+                    ev.p.flatten()[::every],
+                    "of the gated unit",
+                )
+    if len(shape) >= 2:
+        yield from _projected(ev, pool)
+
+
+def _projected(
+    ev: Evidence, pool: list[tuple[str, Tensor]]
+) -> Iterator[tuple[Callable[[Curve], Tensor], Tensor, Tensor, str]]:
+    """W f(x) + b, W₂ f(W₁ x + b₁) + b₂ and W₂ (f(W₁ x)·W₃ x), with the matrices told by their shapes."""
+    out = ev.reference.shape[-1]
+    r, p = ev.r.reshape(-1, out)[:TOKENS], ev.p.reshape(-1, out)[:TOKENS]
+    matrices = [
+        as_float64(w) for w, _ in ev.parameters.values() if w is not None and w.dim() == 2 and w.numel() <= 4_000_000
+    ]
+    vectors = [as_float64(w) for w, _ in ev.parameters.values() if w is not None and w.dim() == 1]
+    lasts = [w for w in matrices if w.shape[0] == out][:8]
+    inputs = [x for _, x in pool if x.dim() >= 2 and x.numel() // x.shape[-1] == ev.reference.numel() // out][:8]
+    for value in inputs:
+        x = as_float64(value).reshape(-1, value.shape[-1])[:TOKENS]
+        for last in lasts:
+            for bias in _biases(vectors, out):
+                if last.shape[1] == x.shape[1]:
+                    yield (lambda f, x=x, w=last, b=bias: f(x) @ w.T + b), r, p, "before a projection"
+                for first in [w for w in matrices if w is not last and w.shape == (last.shape[1], x.shape[1])]:
+                    for inner in _biases(vectors, first.shape[0]):
+                        h = x @ first.T + inner
+                        yield (lambda f, h=h, w=last, b=bias: f(h) @ w.T + b), r, p, "between two projections"
+                if inputs.index(value) < 2:
+                    yield from _gated(x, last, bias, matrices, r, p)
+
+
+def _gated(
+    x: Tensor, last: Tensor, bias: Tensor | float, matrices: list[Tensor], r: Tensor, p: Tensor
+) -> Iterator[tuple[Callable[[Curve], Tensor], Tensor, Tensor, str]]:
+    firsts = [w for w in matrices if w is not last and w.shape == (last.shape[1], x.shape[1])]
+    for gate, up in product(firsts, firsts):
+        if gate is up:
+            continue
+        g, u = x @ gate.T, x @ up.T
+        yield (lambda f, g=g, u=u, w=last, b=bias: (f(g) * u) @ w.T + b), r, p, "of the gated unit"
+    for fused in [w for w in matrices if w.shape == (2 * last.shape[1], x.shape[1])]:
+        a, b2 = (x @ fused.T).chunk(2, -1)
+        for g, u in ((a, b2), (b2, a)):
+            yield (lambda f, g=g, u=u, w=last, b=bias: (f(g) * u) @ w.T + b), r, p, "of the gated unit"
+
+
+def _biases(vectors: list[Tensor], size: int) -> list[Tensor | float]:
+    return [0.0, *(v for v in vectors if v.numel() == size)][:6]
+
+
+def operation_values(ev: Evidence) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield (x, reference f(x), port's value) where both sides ran an activation operation on the same x but got another result."""
+    ours = [op for op in ev.ref_ops if op.name in ACTIVATION_OPS and op.inputs and op.outputs]
+    theirs = list(ev.port_ops)
+    for op in ours[:8]:
+        x, y = as_float64(op.inputs[0]), as_float64(op.outputs[0])
+        outputs = [as_float64(o.outputs[0]) for o in theirs if o.outputs and o.outputs[0].shape == op.outputs[0].shape]
+        outputs = [o for o in outputs if o.is_floating_point()]
+        if any(relative_error(o, y) <= 1e-7 for o in outputs):
+            continue
+        for other in outputs[:24]:
+            yield x, y, other
+
+
+ACTIVATION_OPS = ("gelu", "silu", "relu", "sigmoid", "tanh", "elu", "mish", "softplus", "leaky_relu", "hardswish")
+
+
+def invert_from_values(r: Tensor, p: Tensor) -> tuple[str, str, float] | None:
+    """Name (reference curve, port curve, error) when P = g(f⁻¹(R)) where R > 0.3: both are activations of one unknown x."""
+    grid = torch.linspace(0.2, 20.0, 20001, dtype=torch.float64)
+    chosen = (r > 0.3) & (r < 15.0)
+    if int(chosen.sum()) < 32:
+        return None
+    ours, theirs = r[chosen][:4096], p[chosen][:4096]
+    best: tuple[str, str, float] | None = None
+    names = ["exact (erf) GELU", "tanh GELU", "quick GELU", "SiLU"]
+    for name in names:
+        values = CURVES[name](grid)
+        slot = torch.searchsorted(values, ours).clamp(1, len(grid) - 1)
+        share = (ours - values[slot - 1]) / (values[slot] - values[slot - 1])
+        x = grid[slot - 1] + share * (grid[slot] - grid[slot - 1])
+        for other in names:
+            if other != name:
+                error = float(
+                    torch.linalg.vector_norm(CURVES[other](x) - theirs)
+                    / torch.linalg.vector_norm(ours - theirs).clamp_min(1e-300)
+                )
+                if math.isfinite(error) and (best is None or error < best[2]):
+                    best = (name, other, error)
+    return best

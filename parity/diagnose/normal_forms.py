@@ -72,7 +72,7 @@ def kinds(x: Tensor) -> Iterator[Kind]:
     if x.shape[-1] >= 2:
         yield Kind("rms")
         yield Kind("layer")
-    if x.dim() >= 3:
+    if x.dim() >= 4:  # with fewer axes the fitted gain of every channel could stand in for the statistics
         for groups in GROUPS:
             if x.shape[1] % groups == 0 and x.shape[1] >= 2 and x[0].numel() // groups >= 4:
                 yield Kind("group", groups)
@@ -88,7 +88,7 @@ def fit(u: Tensor, y: Tensor, channel: int) -> tuple[Tensor, Tensor] | None:
     axes = [axis for axis in range(u.dim()) if axis != channel]
     rows = u.numel() // u.shape[channel]
     plans = [axes] if rows >= 5 else []
-    if u.dim() >= 3 and channel != 0 and u.shape[0] > 1 and rows // u.shape[0] >= 5:
+    if u.dim() >= 3 and channel == u.dim() - 1 and u.shape[0] > 1 and rows // u.shape[0] >= 5:
         plans.append(axes[1:])
     for over in plans:
         mu, my = u.mean(over, keepdim=True), y.mean(over, keepdim=True)

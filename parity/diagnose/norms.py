@@ -430,12 +430,12 @@ def modulation_order(ev: Evidence) -> Iterable[Explanation]:
     """W5 on a modulation tensor: its 2, 3 or 6 chunks are in another order (last axis, or an axis of that size)."""
     if not comparable(ev) or not ev.reference.is_floating_point() or ev.kind in ("rope", "mask", "schedule"):
         return
-    for axis in {ev.r.dim() - 1, max(0, ev.r.dim() - 2), 0}:
-        size = ev.r.shape[axis]
+    weight, last = ev.kind == "weight", ev.r.dim() - 1
+    for axis in dict.fromkeys((0, last - 1, last) if weight else (last - 1, last)):
+        size = ev.r.shape[axis] if axis >= 0 else 0
         for count in (2, 3, 6, 9):
-            if size % count or (size == count == 2 and ev.kind != "weight" and ev.r.dim() < 3):
-                continue
-            if axis != ev.r.dim() - 1 and ev.kind != "weight" and size != count:
+            # halves of an activation, or whole samples, may change places for many reasons: not a modulation by themselves
+            if size == 0 or size % count or (not weight and (count == 2 or axis == 0 or (axis != last and size != count))):
                 continue
             found = _chunk_order(ev, axis, count)
             if found:

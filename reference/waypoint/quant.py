@@ -33,7 +33,7 @@ def scaled_matmul(x: Tensor, w: Tensor, scale: Tensor, out_dtype: torch.dtype, b
 class W8A8Linear(nn.Module):
     """Quantise weights once and activations per call, per tensor, to e4m3; fp16 out, cast back to the input's dtype.
 
-    Fp16 bias.
+    The bias is fp16.
     """
 
     def __init__(self, source: nn.Linear) -> None:
@@ -100,7 +100,7 @@ class NVFP4Linear(nn.Module):
     def __init__(self, source: nn.Linear) -> None:
         super().__init__()
         weight = source.weight.detach()
-        largest = weight.abs().amax().float()
+        largest = weight.abs().amax().float().clamp(min=1e-8)  # an all-zero weight stays zero
         self.register_buffer("weight", nvfp4(weight, 1 / largest))
         self.register_buffer("weight_scale", largest)
         self.register_buffer("bias", None if source.bias is None else source.bias.detach())

@@ -38,9 +38,10 @@ def mask_states(states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]
 
 
 class PromptEncoder(nn.Module):
-    """Encode a prompt with a UMT5 encoder, which has a relative-position table in EVERY layer (plain T5.
+    """Encode a prompt with a UMT5 encoder.
 
-    In layer 0 only).
+    UMT5 has a relative-position table in EVERY layer; plain T5 has one in layer 0 only, so the classes are not
+    interchangeable.
     """
 
     def __init__(

@@ -216,3 +216,6 @@ def test_nvfp4_scales_each_block():
     assert (y[:, 48:] == 0).all()
     source, inputs = linear()
     assert 0.02 < relative(NVFP4Linear(source)(inputs), source(inputs)) < 0.25
+    with torch.no_grad():
+        source.weight.zero_()
+    assert torch.equal(NVFP4Linear(source)(inputs), source(inputs))

@@ -13,6 +13,7 @@ from ported.wan.faults import (
     attention,
     clip,
     conditioning,
+    context,
     modulation,
     pipeline,
     positions,
@@ -23,7 +24,7 @@ from ported.wan.faults import (
 )
 from ported.wan.faults.record import NEEDS, Port, PortFault, port_of
 
-_MODULES = (positions, attention, modulation, text, clip, conditioning, vae_time, vae_space, solver, pipeline)
+_MODULES = (positions, attention, context, modulation, text, clip, conditioning, vae_time, vae_space, solver, pipeline)
 FAULTS: dict[str, PortFault] = {fault.name: fault for fault in chain.from_iterable(m.FAULTS for m in _MODULES)}
 
 __all__ = ["FAULTS", "NEEDS", "Port", "PortFault", "port_of"]

@@ -9,10 +9,12 @@ COLOURS = (3, 4)
 
 
 def roles(shape: Sequence[int], kind: str = "activation") -> tuple[str, ...]:
-    """Return one role per axis: b (batch), f (frames), c (channels), h, w (rows, columns), n (tokens), a (heads), d (features), x.
+    """Return one role per axis: b (batch), f (frames), c (channels), h, w (rows, columns), n (tokens), a (heads), d
+    (features), x.
 
     Guesses: five axes are a video, (b c f h w) unless the third axis or the last looks like colours; four axes are
-    attention (b n a d) or (b a n d), the heads being the smaller of the middle two, or a picture stack for frames and latents;
+    attention (b n a d) or (b a n d), the heads being the smaller of the middle two, or a picture stack for frames and
+    latents;
     three axes are (b n d); two are (n d); weights are (out, in, ...).
 
     >>> roles((2, 12, 4, 64))

@@ -1,4 +1,6 @@
-"""Earlier tensors that could be a part of the diverging value, found by shape: inputs, operations' results, halves of a doubled batch."""
+"""Earlier tensors that could be a part of the diverging value, found by shape: inputs, operations' results, halves of
+a doubled batch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ MOST_NUMEL = 60_000_000
 
 
 def same_shape(ev: Evidence) -> dict[str, Tensor]:
-    """Finite float tensors of R's shape, float64, by name: inputs, results of the reference's operations, batch halves of inputs.
+    """Finite float tensors of R's shape, float64, by name: inputs, results of the reference's operations, batch halves
+    of inputs.
 
     Copies of R itself (the record, a view of it) and duplicates are left out.
     """
@@ -61,7 +64,9 @@ def _offered(ev: Evidence) -> Iterator[tuple[str, Tensor]]:
 
 
 def vectors(ev: Evidence) -> dict[str, Tensor]:
-    """Tensors that broadcast to R but are smaller: parameters of one axis (brought to that axis), gates, per-token factors."""
+    """Tensors that broadcast to R but are smaller: parameters of one axis (brought to that axis), gates, per-token
+    factors.
+    """
     return cached(ev, "vector_candidates", lambda: dict(list(_vectors(ev))[:MOST]))
 
 
@@ -77,7 +82,9 @@ def _vectors(ev: Evidence) -> Iterator[tuple[str, Tensor]]:
 
 
 def _broadcast(name: str, value: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
-    """`value` as it broadcasts to `shape`: by its own axes from the right, [b, d] over [b, n, d], or a vector along one axis."""
+    """`value` as it broadcasts to `shape`: by its own axes from the right, [b, d] over [b, n, d], or a vector along
+    one axis.
+    """
     if not shape or value.numel() == 0:
         return
     x = as_float64(value)

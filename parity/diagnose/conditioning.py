@@ -1,4 +1,5 @@
-"""Conditioning: guidance, which hidden state, padded text, masks and concatenation, resizing, sampled posteriors, missing terms.
+"""Conditioning: guidance, which hidden state, padded text, masks and concatenation, resizing, sampled posteriors,
+missing terms.
 
 Classes: C1 C2 C3 C5 C6 C9 N5 N6 of the bug list.
 """
@@ -35,7 +36,9 @@ NEAR_SITES = 48
 
 
 def guidance(ev: Evidence) -> Iterator[Explanation]:
-    """R == u + s·(c − u) with captured c, u; P is another combination: dropped, swapped, another scale, part of the channels (C1)."""
+    """R == u + s·(c − u) with captured c, u; P is another combination: dropped, swapped, another scale, part of the
+    channels (C1).
+    """
     if not comparable(ev, 8) or len(same_shape(ev)) < 2:
         return
     found = _branches(ev)
@@ -59,7 +62,10 @@ def guidance(ev: Evidence) -> Iterator[Explanation]:
         kept = [i for i, v in enumerate(per.reshape(-1).tolist()) if near(v, s, 0.01)]
         other = sorted({round(v, 3) for v in per.reshape(-1).tolist() if not near(v, s, 0.01)})
         if kept and len(other) <= 3:
-            text = f"guidance {number(s)} is applied to entries {kept[:8]} of axis {axis} only, the others have scale {other}"
+            text = (
+                f"guidance {number(s)} is applied to entries {kept[:8]} of axis {axis} only, the others "
+                f"have scale {other}"
+            )
             yield Explanation(
                 text, residual, sure(ev, residual, 0.95), {**parameters, "axis": axis, "guided": kept[:64]}
             )
@@ -116,7 +122,9 @@ def other_record(ev: Evidence) -> Iterator[Explanation]:
 
 
 def final_norm(ev: Evidence) -> Iterator[Explanation]:
-    """P == norm(R)·w + b or R == norm(P)·w + b per channel: the final norm is missing or applied to the wrong state (C2)."""
+    """P == norm(R)·w + b or R == norm(P)·w + b per channel: the final norm is missing or applied to the wrong state
+    (C2).
+    """
     if not comparable(ev, 64) or ev.r.ndim < 2 or ev.r.shape[-1] < 8 or ev.r.numel() // ev.r.shape[-1] < 8:
         return
     last = [ev.r.ndim - 1]
@@ -130,8 +138,11 @@ def final_norm(ev: Evidence) -> Iterator[Explanation]:
             plain_a, plain_b = grouped_affine(normed, raw, last)
             plain = float(torch.linalg.vector_norm(normed - plain_a * raw - plain_b) / torch.linalg.vector_norm(ev.d))
             if residual <= min(allowance(ev), 0.2 * plain):
-                text = f"{'P' if side == 'port' else 'R'} is a {label} norm of {'R' if side == 'port' else 'P'}: the {'port normalises' if side == 'port' else 'port takes the state before the norm that the reference applies'}"
-                yield Explanation(text, residual, sure(ev, residual, 0.88), {"norm": label, "side": side})
+                said = {
+                    "port": f"P is a {label} norm of R: the port normalises once more",
+                    "reference": f"R is a {label} norm of P: the port takes the state before the norm",
+                }[side]
+                yield Explanation(said, residual, sure(ev, residual, 0.88), {"norm": label, "side": side})
                 return
 
 
@@ -144,12 +155,13 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def padded_rows(ev: Evidence) -> Iterator[Explanation]:
-    """Only rows past the true length differ: zero on one side and kept on the other; or rows padded at the other end (C3)."""
+    """Only rows past the true length differ: zero on one side and kept on the other; or rows padded at the other end
+    (C3).
+    """
     if not comparable(ev, 8) or ev.r.ndim not in {2, 3} or ev.kind == "weight":
         return
     r, p = (x.reshape(-1, *x.shape[-2:]) for x in (ev.r, ev.p))
-    r_zero, p_zero = (x == 0).all(-1), (p == 0).all(-1)
-    r_zero = (r == 0).all(-1)
+    r_zero, p_zero = (r == 0).all(-1), (p == 0).all(-1)
     wrong = torch.linalg.vector_norm(p - r, dim=-1) > 10 * noise_level(ev) * (
         torch.linalg.vector_norm(r, dim=-1) + 1e-12
     )
@@ -202,7 +214,9 @@ def inverted_mask(ev: Evidence) -> Iterator[Explanation]:
 
 
 def slice_filled(ev: Evidence) -> Iterator[Explanation]:
-    """Differences only in some frames or channels, where P or R is one constant: another fill, or another mask entry (C5)."""
+    """Differences only in some frames or channels, where P or R is one constant: another fill, or another mask entry
+    (C5).
+    """
     if not comparable(ev, 16) or ev.kind not in {"input", "latent", "mask", "frame"} or ev.r.ndim < 3:
         return
     wrong = (ev.d.abs() > 10 * noise_level(ev) * float(ev.r.abs().mean())) & (ev.d != 0)
@@ -226,7 +240,10 @@ def slice_filled(ev: Evidence) -> Iterator[Explanation]:
     if len(r_values) == 1:
         said.append(f"R is {number(float(r_values[0]))}")
     if said:
-        text = f"P differs only in {' of '.join(where)} ({share:.0%}), where {' and '.join(said)}: another fill or mask entry"
+        text = (
+            f"P differs only in {' of '.join(where)} ({share:.0%}), where {' and '.join(said)}: "
+            "another fill or mask entry"
+        )
         best = 0.85 if len(said) == 2 else 0.8 if len(p_values) == 1 else 0.7
         yield Explanation(text, 0.0, best, {"where": where, "share": share})
 
@@ -280,7 +297,9 @@ def _which(x: Tensor, wanted: Tensor, size: tuple[int, int]) -> str:
 
 
 def _high_pass(ev: Evidence) -> Iterator[Explanation]:
-    """Without the source: d has no low frequencies and lives where R has edges; P is a sharper or smoother R (C6, a hint)."""
+    """Without the source: d has no low frequencies and lives where R has edges; P is a sharper or smoother R (C6, a
+    hint).
+    """
     h, w = int(ev.r.shape[-2]), int(ev.r.shape[-1])
     if (
         ev.kind not in {"frame", "input", "latent"}
@@ -298,9 +317,12 @@ def _high_pass(ev: Evidence) -> Iterator[Explanation]:
     cosine = float(
         (inner * curvature).sum() / (torch.linalg.vector_norm(inner) * torch.linalg.vector_norm(curvature) + 1e-300)
     )
-    if ratio < 0.5 and abs(cosine) > 0.5:
+    if ratio < 1 and abs(cosine) > 0.5:
         how = "smoother" if cosine > 0 else "sharper"
-        text = f"P is a {how} R: the difference follows R's edges (correlation {abs(cosine):.2f}) and has no low frequencies: another resize filter or antialiasing"
+        text = (
+            f"P is a {how} R: the difference follows R's edges (correlation {abs(cosine):.2f}) and "
+            "has no low frequencies: another resize filter or antialiasing"
+        )
         yield Explanation(
             text, 1 - cosine * cosine, 0.6 + 0.2 * (abs(cosine) - 0.5), {"correlation": cosine, "low": ratio}, "C6"
         )
@@ -324,13 +346,18 @@ def sampled(ev: Evidence) -> Iterator[Explanation]:
         spread, centre = float(z.std()), float(z.mean())
         kurtosis = float(((z - centre) ** 4).mean()) / max(spread, 1e-12) ** 4
         if 0.9 < spread < 1.1 and abs(centre) < 0.1 and 2.5 < kurtosis < 3.6:
-            text = f"P is a sample of the posterior {name} where R is its mode: (P − R)/std has mean {centre:.3f} and std {spread:.3f}"
+            text = (
+                f"P is a sample of the posterior {name} where R is its mode: (P − R)/std has mean "
+                f"{centre:.3f} and std {spread:.3f}"
+            )
             yield Explanation(text, 0.05, 0.93, {"std": spread, "input": name})
             return
 
 
 def branch_of_batch(ev: Evidence) -> Iterator[Explanation]:
-    """Batch entries exchanged between the two halves: the conditional rows hold the unconditional ones (C1), blind to names."""
+    """Batch entries exchanged between the two halves: the conditional rows hold the unconditional ones (C1), blind to
+    names.
+    """
     if (
         not comparable(ev, 8)
         or ev.r.ndim < 2

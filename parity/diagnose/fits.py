@@ -22,7 +22,9 @@ HONEST_NOISE = {torch.bfloat16: 2.5e-3, torch.float16: 3e-4, torch.float32: 1e-6
 
 
 def cached(ev: Evidence, key: str, make: Callable[[], T]) -> T:
-    """Return `make()`, computed once per evidence (as `functools.cached_property` does, but for functions of other modules)."""
+    """Return `make()`, computed once per evidence (as `functools.cached_property` does, but for functions of other
+    modules).
+    """
     store = vars(ev)
     name = f"_cached_{key}"
     if name not in store:
@@ -42,7 +44,7 @@ def finite(ev: Evidence) -> bool:
 
 
 def comparable(ev: Evidence, least: int = 2) -> bool:
-    """Whether p − r means something: same shape, at least `least` elements, finite, and more than honest noise apart."""
+    """Whether p − r means something: same shape, at least `least` elements, finite, more than noise apart."""
     if not ev.same_shape or ev.reference.numel() < least:
         return False
     return finite(ev) and ev.error > 1.5 * noise_level(ev)
@@ -70,7 +72,8 @@ def sample_index(count: int, size: int = 4096) -> Tensor:
     if count <= size:
         return torch.arange(count)
     steps = torch.arange(size, dtype=torch.float64) * 0.6180339887498949
-    return torch.unique((steps.frac() * count).to(torch.int64).clamp_(max=count - 1))
+    index: Tensor = (steps.frac() * count).to(torch.int64).clamp_(max=count - 1).unique(sorted=True)  # type: ignore[no-untyped-call]
+    return index
 
 
 def hot_index(ev: Evidence, size: int = 4096) -> Tensor:

@@ -1,6 +1,7 @@
 """Layout: the port holds the reference's values elsewhere, negated, or under a fixed scale and offset.
 
-Classes: A10 V5 V6 V7 V11 W3 W4 W5 W9 C5 C7 C8 C10 D3 T6 T8 of the bug list; the generic algebra of its section 2, step 6.
+Classes: A10 V5 V6 V7 V11 W3 W4 W5 W9 C5 C7 C8 C10 D3 T6 T8 of the bug list; the generic algebra of its section 2,
+step 6.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .axes import axis_name, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import accept, allowance, comparable, finite, noise_level, number, promising, sample_index, sure
 from .layout_names import Naming, name_permutation
-from .matching import as_rows, axis_groups, from_rows, match_rows, same_values
+from .matching import as_rows, axis_groups, fingerprints, from_rows, match_rows, same_values
 from .permutations import Structure, describe
 from .scaling import HYPOTHESES as SCALING
 
@@ -79,13 +80,15 @@ def _same_magnitude(ev: Evidence) -> bool:
 def rearranged(ev: Evidence) -> Iterator[Explanation]:
     """P[..., i, ...] == R[..., π(i), ...] along one axis or a group of neighbouring axes; π is described and named.
 
-    Tested in order of simplicity: every axis alone, axes permuted, then groups (tokens as (h w), (b f), (heads tokens), whole tensor).
+    Tested in order of simplicity: every axis alone, axes permuted, then groups (tokens as (h w), (b f), (heads
+    tokens), whole tensor).
     """
     if not comparable(ev, 3) or not same_values(ev):
         return
     shape = tuple(ev.r.shape)
-    single = _match_groups(ev, [g for g in axis_groups(shape) if len(g) == 1])
-    found = single or _axes_permuted(ev) or _match_groups(ev, [g for g in axis_groups(shape) if len(g) > 1])
+    groups: list[tuple[int, ...]] = list(axis_groups(shape))
+    single, merged = [g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]
+    found = _rolled(ev) or _match_groups(ev, single) or _axes_permuted(ev) or _match_groups(ev, merged)
     if found is None:
         return
     axes, structure, residual, naming = found
@@ -100,6 +103,31 @@ def rearranged(ev: Evidence) -> Iterator[Explanation]:
 
 
 Found = tuple[tuple[int, ...], Structure, float, Naming]
+
+
+def _rolled(ev: Evidence) -> Found | None:
+    """P == roll or flip of R along one axis, also where equal rows make matching by value ambiguous (masks)."""
+    shape = tuple(ev.r.shape)
+    index = sample_index(ev.r.numel(), 256).numpy()
+    p, r = ev.p.reshape(-1).numpy()[index], ev.r.reshape(-1).numpy()
+    limit = (1e-5 + 6 * noise_level(ev)) * np.linalg.norm(p)
+    places = np.unravel_index(index, shape)
+    for axis, size in enumerate(shape):
+        if not 2 <= size <= 4096:
+            continue
+        stride = int(np.prod(shape[axis + 1 :]))
+        base = index - places[axis] * stride
+        shifts = [s for k in range(1, size // 2 + 1) for s in ((k, -k) if 2 * k < size else (k,))]
+        for shift in (0, *shifts):  # 0: the flip
+            rows = size - 1 - places[axis] if shift == 0 else (places[axis] - shift) % size
+            if np.linalg.norm(p - r[base + rows * stride]) > limit:
+                continue
+            residual = accept(ev, ev.r.flip(axis) if shift == 0 else ev.r.roll(shift, axis))
+            if residual is not None:
+                kind = "flip" if shift == 0 and size > 2 else "roll"
+                structure = Structure(kind, size, shift=shift or 1)
+                return (axis,), structure, residual, name_permutation(ev, (axis,), structure)
+    return None
 
 
 def _match_groups(ev: Evidence, groups: list[tuple[int, ...]]) -> Found | None:
@@ -123,7 +151,9 @@ def _match_groups(ev: Evidence, groups: list[tuple[int, ...]]) -> Found | None:
 
 
 def _completed(index: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Where equal rows made the map not one to one, hand the unused rows to the repeated ones in order (zero rows, ties)."""
+    """Where equal rows made the map not one to one, hand the unused rows to the repeated ones in order (zero rows,
+    ties).
+    """
     values, counts = np.unique(index, return_counts=True)
     if len(values) == len(index):
         return index
@@ -141,7 +171,9 @@ def _completed(index: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def _axes_permuted(ev: Evidence) -> Found | None:
-    """P == R.permute(π).reshape(R.shape): axes swapped, with equal sizes or by a view without the permute (A10, V11, W9)."""
+    """P == R.permute(π).reshape(R.shape): axes swapped, with equal sizes or by a view without the permute (A10, V11,
+    W9).
+    """
     shape = tuple(ev.r.shape)
     real = [i for i, n in enumerate(shape) if n > 1]
     if not 2 <= len(real) <= 6:
@@ -179,9 +211,9 @@ def _gather(
     """Flat indices into R of the port's flat `index` under `_permuted`."""
     if not inverse:
         digits = np.unravel_index(index, [shape[a] for a in order])
-        return sum(digit * strides[a] for digit, a in zip(digits, order, strict=True))
-    digits = dict(zip(real, np.unravel_index(index, [shape[a] for a in real]), strict=True))
-    return np.ravel_multi_index([digits[a] for a in order], [shape[a] for a in order])
+        return np.asarray(sum(digit * strides[a] for digit, a in zip(digits, order, strict=True)))
+    places = dict(zip(real, np.unravel_index(index, [shape[a] for a in real]), strict=True))
+    return np.asarray(np.ravel_multi_index([places[a] for a in order], [shape[a] for a in order]))
 
 
 def _permuted(r: Tensor, order: tuple[int, ...], real: list[int], inverse: bool) -> Tensor:
@@ -195,7 +227,9 @@ def _permuted(r: Tensor, order: tuple[int, ...], real: list[int], inverse: bool)
 
 
 def colour_and_mean(ev: Evidence) -> Iterator[Explanation]:
-    """P == R.flip(channel) + one constant per channel, or the same under a per-channel scale (C7, mean subtracted before the swap)."""
+    """P == R.flip(channel) + one constant per channel, or the same under a per-channel scale (C7, mean subtracted
+    before the swap).
+    """
     if not comparable(ev, 12):
         return
     for axis, size in enumerate(ev.r.shape):
@@ -208,7 +242,10 @@ def colour_and_mean(ev: Evidence) -> Iterator[Explanation]:
         residual = accept(ev, explained)
         plain = ev.residual(flipped)
         if residual is not None and plain > allowance(ev) and float(flipped.std(dim=rest[0] if rest else 0).max()) > 0:
-            text = f"P is R with the colour channels reversed (axis {axis}) and a constant per channel added: the mean was taken before the swap"
+            text = (
+                f"P is R with the colour channels reversed (axis {axis}) and a constant per channel "
+                "added: the mean was taken before the swap"
+            )
             yield Explanation(
                 text, residual, sure(ev, residual, 0.93), {"axis": axis, "shift": shift.reshape(-1).tolist()}, "C7"
             )
@@ -264,7 +301,10 @@ def _other_length(ev: Evidence, r: Tensor, p: Tensor, axis: int) -> Iterator[Exp
         else:
             extra = p.narrow(axis, short if start == 0 else 0, m - n)
             what = "zero" if not bool(extra.any()) else "more"
-            text = f"P has {m - n} {what} entries {'after' if start == 0 else 'before'} R's {n} on {where}, the others are equal"
+            text = (
+                f"P has {m - n} {what} entries {'after' if start == 0 else 'before'} R's {n} on "
+                f"{where}, the others are equal"
+            )
         yield Explanation(
             text, residual, 0.93, {"axis": axis, "reference": n, "port": m, "side": side}, _length_class(ev, axis)
         )
@@ -308,7 +348,10 @@ def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
         naming = {"weight": "W2", "kv": "K1"}.get(ev.kind) or (
             "D3" if tail and role == "n" else "V7" if tail and role in "fhw" else "N5"
         )
-        text = f"P is zero at {'the last ' + str(len(lost)) if tail else _listed(lost)} of {size} entries of {where}, the others are equal"
+        text = (
+            f"P is zero at {'the last ' + str(len(lost)) if tail else _listed(lost)} of {size} "
+            f"entries of {where}, the others are equal"
+        )
         yield Explanation(
             text, residual, sure(ev, residual, 0.92), {"axis": axis, "indices": lost[:64], "tail": tail}, naming
         )
@@ -326,14 +369,16 @@ def _listed(indices: list[int]) -> str:
 
 
 def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
-    """Every slice of P along one axis is some slice of R, but some occur twice and others never (V7: duplicated tail; V8: frozen frame)."""
+    """Every slice of P along one axis is some slice of R, but some occur twice and others never (V7: duplicated tail;
+    V8: frozen frame).
+    """
     if not comparable(ev, 4) or not finite(ev):
         return
     for axis, size in sorted(enumerate(ev.r.shape), key=lambda item: item[1]):
         if not 2 <= size <= 8192 or size * 2 > ev.r.numel() or not _norms_occur(ev, axis):
             continue
         match = match_rows(as_rows(ev.p, (axis,)), as_rows(ev.r, (axis,)), tolerance=1e-5 + 6 * noise_level(ev))
-        if match is None or not match.complete or len(np.unique(match.index)) == size:
+        if match is None or not match.complete or len(np.unique(match.index)) == size or not _rows_differ(ev, axis):
             continue
         residual = accept(
             ev, from_rows(as_rows(ev.r, (axis,))[torch.from_numpy(match.index)], (axis,), tuple(ev.r.shape))
@@ -358,6 +403,12 @@ def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
         }
         yield Explanation(text, residual, sure(ev, residual, 0.9), parameters, naming)
         return
+
+
+def _rows_differ(ev: Evidence, axis: int) -> bool:
+    """Whether nearly all of R's slices along the axis are different, so that a match says something."""
+    rows = torch.from_numpy(fingerprints(as_rows(ev.r, (axis,))))
+    return len(torch.unique(rows, dim=0)) > 0.9 * len(rows)
 
 
 def _norms_occur(ev: Evidence, axis: int) -> bool:

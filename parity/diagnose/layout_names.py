@@ -11,7 +11,9 @@ from .permutations import Structure
 
 @dataclass(frozen=True)
 class Naming:
-    """The sentence, the class id, how far the class (not the permutation) is to be trusted, and whether it may be harmless."""
+    """The sentence, the class id, how far the class (not the permutation) is to be trusted, and whether it may be
+    harmless.
+    """
 
     text: str
     class_id: str
@@ -40,7 +42,8 @@ def _place(ev: Evidence, axes: tuple[int, ...]) -> str:
     names = roles(ev.reference.shape, ev.kind)
     if len(axes) == 1:
         return f"axis {axes[0]} ({LONG[names[axes[0]]]}s)"
-    return f"axes {list(axes)} ({', '.join(LONG[names[a]] + 's' for a in axes)}) taken as one of {structure_length(ev, axes)} entries"
+    listed = ", ".join(LONG[names[a]] + "s" for a in axes)
+    return f"axes {list(axes)} ({listed}) taken as one of {structure_length(ev, axes)} entries"
 
 
 def structure_length(ev: Evidence, axes: tuple[int, ...]) -> int:

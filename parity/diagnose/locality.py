@@ -1,7 +1,9 @@
 """Where the error lies: reported for every divergence, explained or not.
 
-Energy Σd² is summed over all axes but one and compared with a null model in which every element carries noise of the same relative
-size: the expected share of an index is the mean of its share of Σr² and of its count, so loud channels are not called culprits.
+Energy Σd² is summed over all axes but one and compared with a null model in which every element carries noise of the
+same relative
+size: the expected share of an index is the mean of its share of Σr² and of its count, so loud channels are not called
+culprits.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,7 +25,8 @@ CONCENTRATED = 0.9  # share of the energy that makes a statement
 
 @dataclass(frozen=True)
 class Locality:
-    """`axis`: an axis number or a coordinate's name; `what`: only, from, tail, head, group, one, border, periodic, sparse, evenly, nonfinite;
+    """`axis`: an axis number or a coordinate's name; `what`: only, from, tail, head, group, one, border, periodic,
+    sparse, evenly, nonfinite;
     `detail`: a phrase for the engineer; `share`: of the error's energy that lies there."""
 
     axis: int | str
@@ -32,7 +36,9 @@ class Locality:
 
 
 def measure(ev: Evidence) -> tuple[Locality, ...]:
-    """Return where the error is concentrated, strongest statement first; one entry "evenly" when it is spread as the values are."""
+    """Return where the error is concentrated, strongest statement first; one entry "evenly" when it is spread as the
+    values are.
+    """
     if ev.port.numel() == 0 or ev.reference.numel() == 0 or not ev.same_shape:
         return tuple(_over_coordinates(ev))
     found = list(_nonfinite(ev)) or list(_inside(ev))
@@ -75,6 +81,7 @@ def _inside(ev: Evidence) -> Iterator[Locality]:
 
 def _axis_statements(ev: Evidence, energy: Tensor, own: Tensor) -> Iterator[Locality]:
     names = roles(ev.r.shape, ev.kind)
+    touched = int((energy > float(energy.max()) * 1e-6).sum())
     for axis, size in enumerate(ev.r.shape):
         if size < 2:
             continue
@@ -82,69 +89,65 @@ def _axis_statements(ev: Evidence, energy: Tensor, own: Tensor) -> Iterator[Loca
         e = energy.sum(dim=rest) if rest else energy
         o = own.sum(dim=rest) if rest else own
         if float(e.sum()) > 0:
-            statement = _one_axis(e / e.sum(), o / o.sum().clamp_min(1e-300), axis, LONG[names[axis]])
+            # so many indices would be hit if the wrong elements were thrown at random
+            by_chance = size * (1 - (1 - 1 / size) ** touched)
+            few = energy.numel() // size < 16
+            shares = e / e.sum(), o / o.sum().clamp_min(1e-300)
+            statement = _one_axis(*shares, axis, LONG[names[axis]], 1.0 if few else by_chance)
             if statement is not None:
                 yield statement
 
 
-def _one_axis(share: Tensor, own: Tensor, axis: int, word: str) -> Locality | None:
+def _one_axis(share: Tensor, own: Tensor, axis: int, word: str, by_chance: float) -> Locality | None:
     """The statement for one axis, if its energy is far from the null model."""
     n = len(share)
-    null = 0.5 * own + 0.5 / n
-    order = torch.argsort(share, descending=True)
-    mass = share[order].cumsum(0)
-    few = int((mass < CONCENTRATED).sum()) + 1  # the fewest indices that hold 90 %
-    chosen = sorted(order[:few].tolist())
-    held, expected = float(share[chosen].sum()), float(null[chosen].sum())
-    # 90 % of the energy where the null model expects less than 60 %
-    if few == n or expected > 0.6:
-        return _trend(share, null, axis, word)
-    exact = float(share.sum() - held) < 1e-9
-    only = "only " if exact else f"{held:.0%} in "
-    if n >= 4 and chosen[-1] == n - 1 and chosen == list(range(n - few, n)):
-        where = "the last" if few == 1 else f"the last {few}"
-        what, detail = (
-            "tail",
-            f"{only}{where} of {n} {word}s"
-            if few <= n // 4 or few == 1
-            else f"{only}{word}s from {n - few} on (of {n})",
-        )
-    elif n >= 4 and chosen == list(range(few)):
-        what, detail = "head", f"{only}the first {few if few > 1 else ''}".rstrip() + f" of {n} {word}s"
-    elif (period := _period(chosen, n)) is not None:
-        what, detail = "periodic", f"{only}every {period}th {word} from {chosen[0]}"
-    elif _both_ends(chosen, n):
-        what, detail = "border", f"{only}the border {word}s (both ends, {few} of {n})"
-    elif few == 1:
-        what, detail = "one", f"{only}{word} {chosen[0]} of {n}"
-    elif chosen == list(range(chosen[0], chosen[-1] + 1)):
-        what, detail = "group", f"{only}{word}s {chosen[0]}..{chosen[-1]} of {n}"
+    null = torch.maximum(own, torch.full_like(own, 1 / n))
+    hit = torch.nonzero(share > 1e-3 * null).reshape(-1).tolist()
+    exact = len(hit) < n and float(share[hit].sum()) > 1 - 1e-6
+    if exact:
+        chosen = hit
     else:
-        listed = ", ".join(map(str, chosen[:6])) + ("…" if few > 6 else "")
-        what, detail = "some", f"{only}{few} of {n} {word}s ({listed})"
-    return Locality(axis, what, detail, held)
+        order = torch.argsort(share, descending=True)
+        chosen = sorted(order[: int((share[order].cumsum(0) < CONCENTRATED).sum()) + 1].tolist())
+        # 90 % of the energy where the null models expect less than 60 %
+        if max(float(own[chosen].sum()), len(chosen) / n) > 0.6:
+            return None
+    held = float(share[chosen].sum())
+    phrase = _phrase(chosen, n, word)
+    if phrase is None or (phrase[0] == "some" and 2 * len(chosen) > by_chance):
+        return None  # scattered over this axis
+    what, where = phrase
+    return Locality(axis, what, f"{'only ' if exact else f'{held:.0%} in '}{where}", held)
 
 
-def _trend(share: Tensor, null: Tensor, axis: int, word: str) -> Locality | None:
-    """Equal at the start and wrong from an index on, even when that is most of the axis."""
-    n = len(share)
-    if n < 4:
+def _phrase(chosen: list[int], n: int, word: str) -> tuple[str, str] | None:
+    """What kind of subset the chosen indices are, in words; None when they look scattered."""
+    few = len(chosen)
+    if n >= 4 and chosen == list(range(n - few, n)):
+        if few <= n // 4 or few == 1:
+            return "tail", f"the last{'' if few == 1 else f' {few}'} of {n} {word}s"
+        return "from", f"{word}s from {n - few} on (of {n})"
+    if n >= 4 and chosen == list(range(few)):
+        return "head", f"the first{'' if few == 1 else f' {few}'} of {n} {word}s"
+    period = _period(chosen, n)
+    if period is not None:
+        return "periodic", f"every {period}th {word} from {chosen[0]}"
+    if _both_ends(chosen, n):
+        return "border", f"the border {word}s (both ends, {few} of {n})"
+    if few == 1:
+        return "one", f"{word} {chosen[0]} of {n}"
+    if chosen == list(range(chosen[0], chosen[-1] + 1)):
+        return "group", f"{word}s {chosen[0]}..{chosen[-1]} of {n}"
+    if 3 * few > n:
         return None
-    clean = share < 1e-3 * null
-    first = int(torch.nonzero(~clean)[0]) if bool((~clean).any()) else 0
-    last = int(torch.nonzero(~clean)[-1]) if bool((~clean).any()) else n - 1
-    if first > 0 and float(null[:first].sum()) > 0.02 and last == n - 1:
-        return Locality(axis, "from", f"{word}s from {first} on (of {n})", float(share[first:].sum()))
-    if last < n - 1 and first == 0 and float(null[last + 1 :].sum()) > 0.02:
-        return Locality(axis, "until", f"{word}s up to {last} (of {n})", float(share[: last + 1].sum()))
-    return None
+    return "some", f"{few} of {n} {word}s ({', '.join(map(str, chosen[:6]))}{'…' if few > 6 else ''})"
 
 
 def _period(chosen: list[int], n: int) -> int | None:
     """The period of indices a, a+p, a+2p, … that reach the end of the axis."""
     if len(chosen) < 3:
         return None
-    steps = {b - a for a, b in zip(chosen, chosen[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(chosen)}
     step = min(steps)
     regular = len(steps) == 1 and step >= 2 and chosen[0] < step + 1 and chosen[-1] + step >= n
     return step if regular else None
@@ -172,7 +175,9 @@ def _sparse(ev: Evidence, energy: Tensor) -> Iterator[Locality]:
 
 
 def _over_coordinates(ev: Evidence) -> Iterator[Locality]:
-    """Which frames, steps, branches or requests are hit, from the table of all compared records of this site (or of every site)."""
+    """Which frames, steps, branches or requests are hit, from the table of all compared records of this site (or of
+    every site).
+    """
     rows = [row for row in ev.table if row[0] == ev.site] or list(ev.table)
     axes: dict[str, dict[int, list[bool]]] = {}
     for _, coords, error, floor in rows:

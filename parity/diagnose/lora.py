@@ -12,7 +12,9 @@ from .fits import allowance, comparable, near, number, scalar_fit
 
 
 def low_rank(d: Tensor, limit: int = 64) -> int | None:
-    """Numerical rank of a matrix if it is far below full (at most a quarter) and spread over rows and columns, else None."""
+    """Numerical rank of a matrix if it is far below full (at most a quarter) and spread over rows and columns, else
+    None.
+    """
     if d.ndim != 2 or min(d.shape) < 8:
         return None
     spread = [(torch.linalg.vector_norm(d, dim=i) > 0).double().mean() for i in (0, 1)]
@@ -45,7 +47,10 @@ def strength(ev: Evidence) -> Iterator[Explanation]:
     if rank is None or _is_affine(ev):
         return
     base = float(torch.linalg.vector_norm(ev.d) / torch.linalg.vector_norm(ev.r))
-    text = f"P − R has rank {rank} of {min(matrix.shape)} (size {number(base)} of R): a low-rank adapter was added with another strength or not at all"
+    text = (
+        f"P − R has rank {rank} of {min(matrix.shape)} (size {number(base)} of R): a low-rank "
+        "adapter was added with another strength or not at all"
+    )
     yield Explanation(text, 0.01, 0.75, {"rank": rank}, "W7")
 
 

@@ -29,7 +29,7 @@ class Match:
 
 
 def same_values(ev: Evidence) -> bool:
-    """Whether p and r have the same order-free statistics (sum, Σ|x|, Σx², Σx³, extremes): needed for any permutation."""
+    """Whether p and r have the same order-free statistics (sum, Σ|x|, Σx², Σx³, extremes), as any permutation has."""
 
     def make() -> bool:
         r, p = ev.r.reshape(-1), ev.p.reshape(-1)
@@ -59,16 +59,17 @@ def fingerprints(rows: Tensor) -> np.ndarray:
     """Project rows [n, m] onto at most FINGERPRINT fixed random directions; keeps m when it is small already."""
     m = rows.shape[1]
     if m <= FINGERPRINT:
-        return rows.numpy()
+        return np.asarray(rows.numpy())
     generator = torch.Generator().manual_seed(20)
     directions = torch.randn(m, FINGERPRINT, generator=generator, dtype=torch.float64) / np.sqrt(m)
-    return (rows @ directions).numpy()
+    return np.asarray((rows @ directions).numpy())
 
 
 def match_rows(p: Tensor, pool: Tensor, tolerance: float, prefer_same: bool = True) -> Match | None:
     """Match each row of `p` [n, m] to a row of `pool` [k, m] within relative `tolerance` of the typical row norm.
 
-    Returns None at once when the first sampled rows find no partner. Equal rows keep their own position (`prefer_same`).
+    Returns None at once when the first sampled rows find no partner. Equal rows keep their own position
+    (`prefer_same`).
     """
     n, m = p.shape
     if n == 0 or m == 0 or pool.shape[0] == 0:
@@ -94,7 +95,7 @@ def match_rows(p: Tensor, pool: Tensor, tolerance: float, prefer_same: bool = Tr
 
 def _partners(p: Tensor, pool: Tensor, rows: np.ndarray, partners: np.ndarray, limit: float) -> np.ndarray:
     difference = p[torch.from_numpy(rows)] - pool[torch.from_numpy(np.asarray(partners))]
-    return (torch.linalg.vector_norm(difference, dim=1) <= limit).numpy()
+    return np.asarray((torch.linalg.vector_norm(difference, dim=1) <= limit).numpy())
 
 
 def axis_groups(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

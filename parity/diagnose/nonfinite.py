@@ -1,4 +1,5 @@
-"""NaN and infinity: where they are, which operation made them from finite numbers, and whether the numbers were too large.
+"""NaN and infinity: where they are, which operation made them from finite numbers, and whether the numbers were too
+large.
 
 Classes: Q1 Q4 A4 A9 T5 W10 of the bug list.
 """
@@ -66,14 +67,19 @@ def overflow(ev: Evidence) -> Iterator[Explanation]:
     )
     if hit > 0.95 and stray < 0.5:
         counts = census(ev.p)
-        text = f"R reaches {number(float(ev.r.abs().max()))}, beyond float16 (65504), and there P is not finite or saturated ({int(large.sum())} elements)"
+        text = (
+            f"R reaches {number(float(ev.r.abs().max()))}, beyond float16 (65504), and there P is "
+            f"not finite or saturated ({int(large.sum())} elements)"
+        )
         yield Explanation(
             text, 0.0, 0.96 if stray < 0.01 else 0.85, {"largest": float(ev.r.abs().max()), **counts}, "Q1"
         )
 
 
 def producer(ev: Evidence) -> Iterator[Explanation]:
-    """The first port operation that makes a non-finite value from finite ones: overflow (Q1, Q4), masked rows (A4), attention kernel (A9)."""
+    """The first port operation that makes a non-finite value from finite ones: overflow (Q1, Q4), masked rows (A4),
+    attention kernel (A9).
+    """
     if not port_broken(ev):
         return
     for op in ev.port_ops:
@@ -118,11 +124,8 @@ def _blame(op: Op) -> tuple[str, str, float]:
     if exact > FP16_MAX:
         whole = any(x.ndim >= 2 and x.numel() >= 16 and _whole(x) for x in op.inputs)
         if whole:
-            return (
-                "Q4",
-                f"the unscaled product with an integer weight reaches {number(exact)}, beyond float16; apply the scale first",
-                largest,
-            )
+            why = f"the unscaled product with an integer weight reaches {number(exact)}, beyond float16: scale first"
+            return "Q4", why, largest
         return "Q1", f"its exact result reaches {number(exact)}, beyond float16 (65504)", largest
     if op.name in {"div", "reciprocal", "rsqrt", "sqrt", "log", "true_divide"}:
         return "T5" if op.name in {"log"} else "N1", "a division by zero or a root of a negative number", largest
@@ -180,7 +183,10 @@ def unscaled_product(ev: Evidence) -> Iterator[Explanation]:
             if x.is_floating_point() and x.ndim >= 1 and x.shape[-1] == q.shape[1] and x.numel() <= 4_000_000:
                 product = float((as_float64(x).reshape(-1, q.shape[1]) @ as_float64(q).T).abs().max())
                 if product > FP16_MAX:
-                    text = f"{site} times the integer weight {name} reaches {number(product)} before its scale, beyond float16 (65504)"
+                    text = (
+                        f"{site} times the integer weight {name} reaches {number(product)} before its scale, "
+                        "beyond float16 (65504)"
+                    )
                     yield Explanation(text, 0.0, 0.9, {"largest": product, "parameter": name}, "Q4")
                     return
 
@@ -202,7 +208,10 @@ def where_broken(ev: Evidence) -> Iterator[Explanation]:
         else "Q1"
     )
     first = torch.nonzero(bad)[0].tolist() if bad.ndim else []
-    text = f"P has {counts['nan']} NaN and {counts['inf'] + counts['neg_inf']} infinite elements ({share:.1%}), R none{where}; first at {first}"
+    text = (
+        f"P has {counts['nan']} NaN and {counts['inf'] + counts['neg_inf']} infinite elements "
+        f"({share:.1%}), R none{where}; first at {first}"
+    )
     trust = 0.5 if class_id == "W10" else 0.4
     yield Explanation(text, 0.0, trust, {**counts, "first": first, "share": share}, class_id)
 

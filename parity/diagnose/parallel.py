@@ -1,4 +1,5 @@
-"""Parallel execution: a bias counted by every rank, one shard on all ranks, shards in another order, statistics per shard.
+"""Parallel execution: a bias counted by every rank, one shard on all ranks, shards in another order, statistics per
+shard.
 
 Classes: D1 D2 D3 D4 and the tensor-parallel form of A7 of the bug list.
 """
@@ -18,11 +19,16 @@ WORLD = (2, 3, 4, 5, 6, 8, 12, 16)
 
 
 def bias_per_rank(ev: Evidence) -> Iterator[Explanation]:
-    """d == (N − 1)·b for a parameter vector b, the same for all tokens: the bias is added by every one of N ranks (D1)."""
+    """d == (N − 1)·b for a parameter vector b, the same for all tokens: the bias is added by every one of N ranks
+    (D1).
+    """
     k, name, residual = bias_multiple(ev)
     if name and k > 0.5 and near(k, round(k), 0.01):
         ranks = round(k) + 1
-        text = f"P − R is {round(k)} times {name} at every token: it is added {ranks} times, as by {ranks} ranks that are summed"
+        text = (
+            f"P − R is {round(k)} times {name} at every token: it is added {ranks} times, as by "
+            f"{ranks} ranks that are summed"
+        )
         yield Explanation(text, residual, sure(ev, residual, 0.96), {"vector": name, "times": ranks})
 
 
@@ -53,7 +59,9 @@ def same_shard(ev: Evidence) -> Iterator[Explanation]:
 
 
 def shard_statistics(ev: Evidence) -> Iterator[Explanation]:
-    """P/R constant per token and shard of the channels (A7: a norm's statistics taken by each rank over its own shard)."""
+    """P/R constant per token and shard of the channels (A7: a norm's statistics taken by each rank over its own
+    shard).
+    """
     if not comparable(ev, 64) or ev.r.ndim < 2 or ev.kind == "weight":
         return
     channels = ev.r.shape[-1]
@@ -66,7 +74,10 @@ def shard_statistics(ev: Evidence) -> Iterator[Explanation]:
         if residual is None:
             continue
         checked = _recomputed(ev, n)
-        text = f"P/R is one number per token and per {channels // n} of {channels} channels: statistics are taken by each of {n} shards"
+        text = (
+            f"P/R is one number per token and per {channels // n} of {channels} channels: "
+            f"statistics are taken by each of {n} shards"
+        )
         text += f" (the root mean square of {checked} over each shard gives P)" if checked else ""
         yield Explanation(
             text,
@@ -107,7 +118,9 @@ def _recomputed(ev: Evidence, n: int) -> str:
 
 
 def spatial_statistics(ev: Evidence) -> Iterator[Explanation]:
-    """P == a·R + b with one (a, b) per channel in each of N stripes of a spatial axis or of the tokens (D4: statistics per shard)."""
+    """P == a·R + b with one (a, b) per channel in each of N stripes of a spatial axis or of the tokens (D4: statistics
+    per shard).
+    """
     if not comparable(ev, 256) or ev.r.ndim < 4 or ev.kind == "weight":
         return
     names = roles(ev.r.shape, ev.kind)
@@ -120,7 +133,10 @@ def spatial_statistics(ev: Evidence) -> Iterator[Explanation]:
                 continue
             residual = _striped(ev, axis, channel, n)
             if residual is not None and _striped(ev, axis, channel, 1) is None:
-                text = f"P is one affine map of R per channel in each of {n} stripes of {axis_name(axis, ev.r.shape, ev.kind)}: statistics are taken per shard"
+                text = (
+                    f"P is one affine map of R per channel in each of {n} stripes of "
+                    f"{axis_name(axis, ev.r.shape, ev.kind)}: statistics are taken per shard"
+                )
                 yield Explanation(text, residual, sure(ev, residual, 0.85), {"axis": axis, "shards": n})
                 return
 
@@ -138,7 +154,9 @@ def _striped(ev: Evidence, axis: int, channel: int, n: int) -> float | None:
 
 
 def short_tail(ev: Evidence) -> Iterator[Explanation]:
-    """Only the last few tokens differ, the others are equal: the remainder of a sequence split over ranks (D3, a hint)."""
+    """Only the last few tokens differ, the others are equal: the remainder of a sequence split over ranks (D3, a
+    hint).
+    """
     if not comparable(ev, 32) or ev.kind in {"weight", "mask", "schedule"}:
         return
     names = roles(ev.r.shape, ev.kind)

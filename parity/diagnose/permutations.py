@@ -12,8 +12,10 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Structure:
-    """Structure of a map. `kind`: identity, flip, roll, deinterleave, interleave, digits, inner (same map in every group of `period`),
-    blocks (map over `count` blocks of `period`), swaps, repeated (not one to one), arbitrary. `inner`: the map inside or over the blocks."""
+    """Structure of a map. `kind`: identity, flip, roll, deinterleave, interleave, digits, inner (same map in every
+    group of `period`),
+    blocks (map over `count` blocks of `period`), swaps, repeated (not one to one), arbitrary. `inner`: the map inside
+    or over the blocks."""
 
     kind: str
     length: int
@@ -48,10 +50,10 @@ def describe(index: Index) -> Structure:
         return simple
     if len(np.unique(index)) < n:
         return Structure("repeated", n, moved=_moved(index), mapping=tuple(index.tolist()[:64]))
-    inner = _inner(index)
-    if inner is not None:
+    inner, blocks = _inner(index), _blocks(index)
+    # blocks that move inside groups are simply blocks: six modulation chunks, not two groups of three
+    if inner is not None and (blocks is None or inner.inner is None or inner.inner.kind not in {"blocks", "swaps"}):
         return inner
-    blocks = _blocks(index)
     if blocks is not None:
         return blocks
     moved = _moved(index)

@@ -27,7 +27,9 @@ def grid_share(x: Tensor, dtype: torch.dtype) -> float:
 
 
 def rounded(ev: Evidence) -> Iterator[Explanation]:
-    """P == R.to(dt) exactly, or R == P.to(dt): one rounding more on one side (N4; W11 or W10 for weights and buffers, P6 for tables)."""
+    """P == R.to(dt) exactly, or R == P.to(dt): one rounding more on one side (N4; W11 or W10 for weights and buffers,
+    P6 for tables).
+    """
     if (
         not ev.same_shape
         or ev.reference.numel() < 4
@@ -106,7 +108,10 @@ def hidden_cast(ev: Evidence) -> Iterator[Explanation]:
         size = ev.error / UNIT[name]
         op = (theirs or ours)[0]
         if 0.02 < size < 300 and ev.error < 0.2 and HONEST_NOISE[dtype] * 2e-3 < ev.error:
-            text = f"the {side} casts to {name} inside this step and the {other} does not (error {number(ev.error)}, {size:.1f} roundings of {name})"
+            text = (
+                f"the {side} casts to {name} inside this step and the {other} does not (error "
+                f"{number(ev.error)}, {size:.1f} roundings of {name})"
+            )
             parameters = {"dtype": name, "side": side, "source": op.source, "code": op.code}
             yield Explanation(text, 0.5, 0.72, parameters)
             return
@@ -139,7 +144,9 @@ LIMITS = {
 
 
 def clamped(ev: Evidence) -> Iterator[Explanation]:
-    """P == clamp(R, low, high), or R == clamp(P, low, high): saturated on one side only (Q1 at 65504, Q3 at 448, else C8/Q2)."""
+    """P == clamp(R, low, high), or R == clamp(P, low, high): saturated on one side only (Q1 at 65504, Q3 at 448, else
+    C8/Q2).
+    """
     if not comparable(ev, 8):
         return
     for side, narrow, wide in (("port", ev.p, ev.r), ("reference", ev.r, ev.p)):
@@ -160,7 +167,10 @@ def clamped(ev: Evidence) -> Iterator[Explanation]:
             continue
         class_id, why = _limit_name(ev, low, high)
         doing = "clamps" if side == "port" else "does not clamp as the reference does"
-        text = f"the port {doing} to [{number(low)}, {number(high)}]{why}: {touched} of {narrow.numel()} elements are affected"
+        text = (
+            f"the port {doing} to [{number(low)}, {number(high)}]{why}: {touched} of "
+            f"{narrow.numel()} elements are affected"
+        )
         yield Explanation(
             text,
             residual,
@@ -217,12 +227,18 @@ def bytes_export(ev: Evidence) -> Iterator[Explanation]:
     saturated = (r == 0) | (r == 255)
     inside = float((wrong & ~saturated).sum()) / max(1.0, float(wrong.sum()))
     if inside < 0.01 and bool(wrong.any()) and float((p[wrong] - r[wrong]).abs().mean()) > 100:
-        text = f"P differs only where R is 0 or 255 ({int(wrong.sum())} bytes, by {number(float(d[wrong].abs().mean()))} on average): no clamp before the cast, values wrapped around"
+        text = (
+            f"P differs only where R is 0 or 255 ({int(wrong.sum())} bytes, by "
+            f"{number(float(d[wrong].abs().mean()))} on average): no clamp before the cast, values wrapped "
+            "around"
+        )
         yield Explanation(text, 0.0, 0.94, {"count": int(wrong.sum()), "how": "wrapped"})
 
 
 def float_to_bytes(ev: Evidence) -> Iterator[Explanation]:
-    """One side is bytes, the other the float picture they were made of: P == trunc or round(255·x) for x = R or (R+1)/2 (V10)."""
+    """One side is bytes, the other the float picture they were made of: P == trunc or round(255·x) for x = R or
+    (R+1)/2 (V10).
+    """
     if not comparable(ev, 16):
         return
     for side, whole, picture in (("port", ev.p, ev.r), ("reference", ev.r, ev.p)):
@@ -262,7 +278,10 @@ def dtype_differs(ev: Evidence) -> Iterator[Explanation]:
     name = str(coarse).removeprefix("torch.")
     if name in UNIT and 0.2 * UNIT[name] < ev.error < 60 * UNIT[name] and _unbiased(ev):
         side = "port" if coarse == p else "reference"
-        text = f"the reference holds {str(r).removeprefix('torch.')} and the port {str(p).removeprefix('torch.')}: the {side} is {name} here (error {number(ev.error)})"
+        text = (
+            f"the reference holds {str(r).removeprefix('torch.')} and the port "
+            f"{str(p).removeprefix('torch.')}: the {side} is {name} here (error {number(ev.error)})"
+        )
         yield Explanation(text, 0.6, 0.6, {"reference": str(r), "port": str(p)}, _rounding_class(ev))
 
 

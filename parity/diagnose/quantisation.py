@@ -58,9 +58,11 @@ def scopes(x: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def integer_grid(x: Tensor, noise: float) -> Grid | None:
-    """Find scales s with x/s whole and |x/s| ≤ 128, one per scope; None unless nearly all groups fit and use many levels.
+    """Find scales s with x/s whole and |x/s| ≤ 128, one per scope; None unless nearly all groups fit and use many
+    levels.
 
-    The step is the group's largest value over k for k = 127, 128, 7, 8, or the smallest distance between its distinct values.
+    The step is the group's largest value over k for k = 127, 128, 7, 8, or the smallest distance between its distinct
+    values.
     """
     for scope, rows in scopes(x):
         if rows.shape[1] < 12 or rows.shape[1] * 2 < 24:
@@ -102,7 +104,9 @@ def _step(row: Tensor, noise: float) -> float | None:
 
 
 def int8_grid(ev: Evidence) -> Iterator[Explanation]:
-    """P/s is whole with ≤ 256 levels and R's is not: a quantised tensor. Healthy (Q6), bad range (Q2), or raw payload (W1)."""
+    """P/s is whole with ≤ 256 levels and R's is not: a quantised tensor. Healthy (Q6), bad range (Q2), or raw payload
+    (W1).
+    """
     if not _usable(ev):
         return
     grid = integer_grid(ev.p, noise_level(ev))
@@ -142,13 +146,22 @@ def int8_grid(ev: Evidence) -> Iterator[Explanation]:
     outlier = float(ev.r.abs().max()) / (float(ev.r.reshape(-1).abs().median()) * 1.4826 + 1e-300)
     trust = 0.94 - 0.1 * min(1.0, residual / 0.3)
     if slope < 0.97 and ends > 0.01:
-        text = f"P is int{bits} per {grid.scope} with clipping: {ends:.1%} of it sits at ±{grid.levels} steps, slope {slope:.3f}"
+        text = (
+            f"P is int{bits} per {grid.scope} with clipping: {ends:.1%} of it sits at "
+            f"±{grid.levels} steps, slope {slope:.3f}"
+        )
         yield Explanation(text, residual, trust, parameters, "Q2")
     elif ev.error > 0.03 and grid.scope == "tensor" and outlier > 20:
-        text = f"P is int{bits} with one scale for the whole tensor, ruined by outliers ({outlier:.0f} times the typical value): error {ev.error:.2g}"
+        text = (
+            f"P is int{bits} with one scale for the whole tensor, ruined by outliers ({outlier:.0f} "
+            f"times the typical value): error {ev.error:.2g}"
+        )
         yield Explanation(text, residual, trust, {**parameters, "outlier": outlier}, "Q2")
     elif ev.error > 0.03 and bits == 8:
-        text = f"P is int8 per {grid.scope} with a scale too coarse for its values: error {ev.error:.2g} instead of about 0.01"
+        text = (
+            f"P is int8 per {grid.scope} with a scale too coarse for its values: error "
+            f"{ev.error:.2g} instead of about 0.01"
+        )
         yield Explanation(text, residual, trust - 0.05, parameters, "Q2")
     else:
         text = (
@@ -197,7 +210,10 @@ def float8_grid(ev: Evidence) -> Iterator[Explanation]:
         parameters = {"dtype": name, "scale": scale, "beyond": int(beyond.sum()), "nan": int((~good).sum())}
         if bool(beyond.any()) and float(lost.sum()) > 0.9 * float(beyond.sum()):
             how = "NaN" if int((~good).sum()) else "saturated"
-            text = f"P is {name} with scale {number(scale)} and {how} at {int(beyond.sum())} elements beyond ±{number(largest * scale)}"
+            text = (
+                f"P is {name} with scale {number(scale)} and {how} at {int(beyond.sum())} elements "
+                f"beyond ±{number(largest * scale)}"
+            )
             yield Explanation(text, 0.05, 0.94, parameters, "Q3")
         elif bool(good.all()):
             rebuilt = (ev.r / scale).clamp(-largest, largest).to(torch.float32).to(dtype).to(torch.float64) * scale
@@ -208,7 +224,10 @@ def float8_grid(ev: Evidence) -> Iterator[Explanation]:
                 )
                 yield Explanation(text, ev.residual(rebuilt), 0.93, parameters, "Q6")
             else:
-                text = f"P lies on the {name} grid with scale {number(scale)}, but only {exact:.0%} of it is R's rounding: another rounding or range"
+                text = (
+                    f"P lies on the {name} grid with scale {number(scale)}, but only {exact:.0%} of it is "
+                    "R's rounding: another rounding or range"
+                )
                 yield Explanation(text, 0.3, 0.8, parameters, "Q3")
         return
 
@@ -223,7 +242,9 @@ def _on_float8(x: Tensor, dtype: torch.dtype, scale: float) -> float:
 
 
 def _float8_scale(x: Tensor, dtype: torch.dtype, largest: float) -> float | None:
-    """A scale s with every x/s on the grid: 1, the largest value over the format's largest, or over its top-binade values."""
+    """A scale s with every x/s on the grid: 1, the largest value over the format's largest, or over its top-binade
+    values.
+    """
     top = float(x.abs().max())
     if top == 0 or len(torch.unique(x.reshape(-1)[sample_index(x.numel(), 4096)].abs())) > 256:
         return None
@@ -255,7 +276,10 @@ def low_levels(ev: Evidence) -> Iterator[Explanation]:
         and near_in > 1e-6
     ):
         share = float(outside.double().mean())
-        text = f"values beyond ±{number(high)} are cut ({share:.1%} of the elements), the others agree to {near_in:.1%}: a quantiser's range is too small"
+        text = (
+            f"values beyond ±{number(high)} are cut ({share:.1%} of the elements), the others agree "
+            f"to {near_in:.1%}: a quantiser's range is too small"
+        )
         yield Explanation(text, near_in, 0.82, {"limit": high, "share": share}, "Q2")
 
 
@@ -280,7 +304,10 @@ def lora_units(ev: Evidence) -> Iterator[Explanation]:
             for explained in (w0 + delta / s, w0 + delta * s):
                 residual = ev.residual(explained)
                 if residual < 0.02 and not bool((s == 1).all()):
-                    text = f"P is the base {name} plus the LoRA delta in units of {scale_name}: the delta was added without the quantisation scale"
+                    text = (
+                        f"P is the base {name} plus the LoRA delta in units of {scale_name}: the delta was "
+                        "added without the quantisation scale"
+                    )
                     yield Explanation(text, residual, 0.93, {"base": name, "scale": scale_name}, "Q7")
                     return
 

@@ -1,6 +1,7 @@
 """Fixed scale and offset between the two sides: one factor, one affine map, or one per index of an axis.
 
-Classes: C8 C10 T6 W1 W6 N5 N6 of the bug list. Fits have few parameters against many elements, and are accepted only at the allowance.
+Classes: C8 C10 T6 W1 W6 N5 N6 of the bug list. Fits have few parameters against many elements, and are accepted only
+at the allowance.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ def _named_scalar(ev: Evidence, c: float, slack: float) -> str:
     """Recognise a factor among the scalars of the module: s, 1/s, s², of parameters of one element and of settings."""
     scalars: dict[str, float] = {}
     for name, (ref, port) in ev.parameters.items():
-        value = ref if ref is not None else port
-        if value is not None and value.numel() == 1:
-            scalars[name] = float(as_float64(value).reshape(-1)[0])
+        one = ref if ref is not None else port
+        if one is not None and one.numel() == 1:
+            scalars[name] = float(as_float64(one).reshape(-1)[0])
     for name, pair in ev.settings.items():
         if isinstance(pair[0], (int, float)) and not isinstance(pair[0], bool):
             scalars[name] = float(pair[0])
@@ -120,7 +121,9 @@ def _named_scalar(ev: Evidence, c: float, slack: float) -> str:
 
 
 def affine(ev: Evidence) -> Iterator[Explanation]:
-    """P == a·R + b with one (a, b), b ≠ 0 (C8 when the pair is a value range, C10 on latents, W6 for a weight moved by 1)."""
+    """P == a·R + b with one (a, b), b ≠ 0 (C8 when the pair is a value range, C10 on latents, W6 for a weight moved by
+    1).
+    """
     if not comparable(ev, 4):
         return
     index = hot_index(ev)
@@ -168,7 +171,9 @@ def _offset(ev: Evidence, b: float, residual: float) -> Iterator[Explanation]:
 
 
 def per_index(ev: Evidence) -> Iterator[Explanation]:
-    """P == a_c·R + b_c, constant over all other axes (C10 latent statistics, W6 gain convention, W1 per row, N5 missing gate)."""
+    """P == a_c·R + b_c, constant over all other axes (C10 latent statistics, W6 gain convention, W1 per row, N5
+    missing gate).
+    """
     if not comparable(ev, 16) or _simple_map(ev):
         return
     best: tuple[float, int, Tensor, Tensor, bool] | None = None
@@ -199,7 +204,7 @@ def _sample_fits(ev: Evidence, axis: int) -> bool:
     size = ev.r.shape[axis]
     if ev.r.numel() < 50_000:
         return True
-    keep = torch.linspace(0, size - 1, min(size, 8)).round().to(torch.int64).unique()
+    keep = torch.tensor(sorted({round(i * (size - 1) / 7) for i in range(8)}))
     r, p = ev.r.index_select(axis, keep), ev.p.index_select(axis, keep)
     whole = float(torch.linalg.vector_norm(p - r))
     if whole == 0:
@@ -224,7 +229,10 @@ def _per_index(ev: Evidence, residual: float, axis: int, a: Tensor, b: Tensor, p
         )
     only_offset = not pure and float((factors - 1).abs().max()) < 1e-3
     what = "an offset" if only_offset else "a factor" if pure else "a factor and an offset"
-    text = f"P is R with {what} per index of {where} (factors {number(float(factors.min()))} to {number(float(factors.max()))})"
+    text = (
+        f"P is R with {what} per index of {where} (factors {number(float(factors.min()))} to "
+        f"{number(float(factors.max()))})"
+    )
     if ev.kind == "weight":
         class_id = "W1"
     elif only_offset:

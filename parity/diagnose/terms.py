@@ -117,7 +117,10 @@ def channel_gate(ev: Evidence) -> Iterator[Explanation]:
             residual = float(torch.linalg.vector_norm(ev.d - g * y) / torch.linalg.vector_norm(ev.d))
             if residual <= allowance(ev):
                 where = " and ".join(axis_name(a, ev.r.shape, ev.kind) for a in axes)
-                text = f"P − R is {name} times one factor per index of {where} ({number(float(g.min()))} to {number(float(g.max()))}): a gate or scale is missing or another one"
+                text = (
+                    f"P − R is {name} times one factor per index of {where} ({number(float(g.min()))} to "
+                    f"{number(float(g.max()))}): a gate or scale is missing or another one"
+                )
                 yield Explanation(text, residual, sure(ev, residual, 0.82), {"term": name, "axes": list(axes)})
                 return
 
@@ -130,7 +133,9 @@ def _count(ev: Evidence, axes: tuple[int, ...]) -> int:
 
 
 def bias(ev: Evidence) -> Iterator[Explanation]:
-    """d == −b or another fixed multiple of a parameter vector b (N5). Whole positive multiples are D1, in `parallel.py`."""
+    """d == −b or another fixed multiple of a parameter vector b (N5). Whole positive multiples are D1, in
+    `parallel.py`.
+    """
     k, name, residual = bias_multiple(ev)
     if name and (not near(k, round(k), 0.01) or k < 0.5):
         what = f"the vector {name} is missing" if near(k, -1, 0.01) else f"P − R is {number(k)} times the vector {name}"
@@ -182,7 +187,9 @@ NORMS = {"rms norm", "layer norm", "l2 norm"}
 
 
 def step(ev: Evidence) -> Iterator[Explanation]:
-    """P == f(R): f was applied twice (N6) or only by the port; R == f(P): f is missing (N5). f: activations and norms without affine."""
+    """P == f(R): f was applied twice (N6) or only by the port; R == f(P): f is missing (N5). f: activations and norms
+    without affine.
+    """
     if not comparable(ev, 16) or ev.r.ndim == 0 or ev.r.shape[-1] < 4:
         return
     rows = ev.r.reshape(-1, ev.r.shape[-1]), ev.p.reshape(-1, ev.r.shape[-1])

@@ -1,6 +1,7 @@
 """Video: the first frame, chunks, borders, tiles, anchors and seams, read off where the error lies.
 
-Classes: V1 V2 V3 V4 V8 V9 of the bug list. These are statements about place: they explain less than an identity, so their confidence is lower.
+Classes: V1 V2 V3 V4 V8 V9 of the bug list. These are statements about place: they explain less than an identity, so
+their confidence is lower.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def first_frames(ev: Evidence) -> Iterator[Explanation]:
     if wrong == [0]:
         yield Explanation(f"only the first of {n} frames differs", 0.0, 0.7, {"frames": wrong})
     elif wrong and wrong == list(range(len(wrong))) and len(wrong) <= max(1, (2 * n) // 3) and float(share[0]) > 0.4:
-        text = f"only the first {len(wrong)} of {n} frames differ, the first most ({float(share[0]):.0%} of the error): the causal start"
+        text = (
+            f"only the first {len(wrong)} of {n} frames differ, the first most "
+            f"({float(share[0]):.0%} of the error): the causal start"
+        )
         yield Explanation(text, 0.0, 0.6, {"frames": wrong})
 
 
@@ -68,14 +72,19 @@ def phase_shift(ev: Evidence) -> Iterator[Explanation]:
     late = _frame_errors(long.narrow(axis, 3, min(n, m)), short, axis)
     early = _frame_errors(long.narrow(axis, 0, min(n, m)), short, axis)
     side = "P" if m > n else "R"
-    text = f"{side} has 4·T frames and the other 1 + 4·(T − 1) ({m} and {n}): the first latent frame is upsampled in time too"
+    text = (
+        f"{side} has 4·T frames and the other 1 + 4·(T − 1) ({m} and {n}): the first latent "
+        "frame is upsampled in time too"
+    )
     fits = float(late[-1]) < 0.5 * float(early[-1]) or float(late[-1]) < 0.05
     yield Explanation(text, float(late.mean()), 0.93 if fits else 0.8, {"reference": n, "port": m})
 
 
 def _frame_errors(a: Tensor, b: Tensor, axis: int) -> Tensor:
     rest = tuple(i for i in range(a.ndim) if i != axis)
-    return torch.linalg.vector_norm(a - b, dim=rest) / torch.linalg.vector_norm(b, dim=rest).clamp_min(1e-12)
+    size: Tensor = torch.linalg.vector_norm(b, dim=rest).clamp_min(1e-12)
+    errors: Tensor = torch.linalg.vector_norm(a - b, dim=rest) / size
+    return errors
 
 
 def chunk_period(ev: Evidence) -> Iterator[Explanation]:
@@ -102,7 +111,10 @@ def chunk_period(ev: Evidence) -> Iterator[Explanation]:
                 and (not bool(at.all()) or period <= n // 2)
             ):
                 first = start + top
-                text = f"the error repeats every {period} frames (frames {first}, {first + period}, …): the joints of chunks"
+                text = (
+                    f"the error repeats every {period} frames (frames {first}, {first + period}, …): the "
+                    "joints of chunks"
+                )
                 yield Explanation(text, others, 0.78, {"period": period, "phase": first})
                 return
 
@@ -150,13 +162,18 @@ def tile_grid(ev: Evidence) -> Iterator[Explanation]:
         found = _bands(energies(ev, axis))
         if found is not None:
             pitch, inside, width = found
-            text = f"{inside:.0%} of the error lies in bands of {width} at multiples of {pitch} along {axis_name(axis, ev.r.shape, ev.kind)}: tile seams"
-            yield Explanation(text, (1 - inside) ** 0.5, 0.75, {"axis": axis, "pitch": pitch, "width": width})
+            text = (
+                f"{inside:.0%} of the error lies in bands of {width} at multiples of {pitch} along "
+                f"{axis_name(axis, ev.r.shape, ev.kind)}: tile seams"
+            )
+            yield Explanation(text, max(0.0, 1 - inside) ** 0.5, 0.75, {"axis": axis, "pitch": pitch, "width": width})
             return
 
 
 def _bands(energy: Tensor) -> tuple[int, float, int] | None:
-    """Pitch p and band width with > 95 % of the energy in bands after (or around) multiples of p that cover at most 60 %."""
+    """Pitch p and band width with > 95 % of the energy in bands after (or around) multiples of p that cover at most 60
+    %.
+    """
     n, total = len(energy), float(energy.sum())
     hot = energy > 0.02 * float(energy.max())
     if total == 0 or float(hot.double().mean()) > 0.6:
@@ -193,7 +210,9 @@ def last_frames(ev: Evidence) -> Iterator[Explanation]:
 
 
 def seam(ev: Evidence) -> Iterator[Explanation]:
-    """Equal up to frame k, then every frame is an affine image of R's with about the same (a, b): a colour step at a joint (V9)."""
+    """Equal up to frame k, then every frame is an affine image of R's with about the same (a, b): a colour step at a
+    joint (V9).
+    """
     axis = _film(ev, 4)
     if axis is None:
         return
@@ -205,7 +224,10 @@ def seam(ev: Evidence) -> Iterator[Explanation]:
     a, b = grouped_affine(ev.p, ev.r, keep)
     residual = ev.residual(a * ev.r + b)
     if residual < 0.15:
-        text = f"frames before {wrong[0]} are equal; from there on colours are changed by one affine map (factor {number(float(a.select(axis, wrong[0]).mean()))}): a step at the joint"
+        text = (
+            f"frames before {wrong[0]} are equal; from there on colours are changed by one affine "
+            f"map (factor {number(float(a.select(axis, wrong[0]).mean()))}): a step at the joint"
+        )
         yield Explanation(text, residual, sure(ev, min(residual, 0.02), 0.75), {"frame": wrong[0]})
 
 

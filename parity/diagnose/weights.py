@@ -1,7 +1,9 @@
 """Weights: what happened to a parameter between the checkpoint and the module that uses it.
 
-Classes: W1 W2 W3 W4 W5 W6 W7 W8 W9 W10 W11 W12 W13 of the bug list. A divergence at a module whose parameters differ is explained
-through the parameters: each differing pair is diagnosed as a record of its own, with every test that works on two tensors.
+Classes: W1 W2 W3 W4 W5 W6 W7 W8 W9 W10 W11 W12 W13 of the bug list. A divergence at a module whose parameters differ
+is explained
+through the parameters: each differing pair is diagnosed as a record of its own, with every test that works on two
+tensors.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def missing(ev: Evidence) -> Iterator[Explanation]:
 
 
 def _initialiser(ev: Evidence) -> str:
-    """Name the initialiser that P looks drawn from, when P is unrelated to R: torch's uniform of a linear layer, or N(0, 0.02)."""
+    """Name the initialiser that P looks drawn from, when P is unrelated to R: torch's uniform of a linear layer, or
+    N(0, 0.02).
+    """
     if ev.p.numel() < 256 or ev.p.ndim < 2:
         return ""
     cosine = float((ev.p * ev.r).sum() / (torch.linalg.vector_norm(ev.p) * torch.linalg.vector_norm(ev.r) + 1e-300))
@@ -87,7 +91,9 @@ def damaged(ev: Evidence) -> Iterator[Explanation]:
 
 
 def garbage_buffer(ev: Evidence) -> Iterator[Explanation]:
-    """P holds values no one would store: non-finite, or denormal, or 1e20 times R (W10: memory that was never initialised)."""
+    """P holds values no one would store: non-finite, or denormal, or 1e20 times R (W10: memory that was never
+    initialised).
+    """
     if (
         ev.kind not in {"weight", "rope"}
         or not ev.same_shape
@@ -116,7 +122,9 @@ ALL_TESTS: tuple[Hypothesis, ...] = (*ONE_WEIGHT, *layout.HYPOTHESES, *precision
 
 
 def differing(ev: Evidence) -> list[tuple[str, Tensor, Tensor, float]]:
-    """Parameters whose values differ by more than their stored dtype explains: name, both, relative error, largest error first."""
+    """Parameters whose values differ by more than their stored dtype explains: name, both, relative error, largest
+    error first.
+    """
     found = []
     for name, (ref, port) in ev.parameters.items():
         if ref is None or port is None or tuple(ref.shape) != tuple(port.shape) or not 0 < ref.numel() <= MAX_NUMEL:
@@ -144,10 +152,12 @@ def in_parameters(ev: Evidence) -> Iterator[Explanation]:
         everywhere = len(pairs) == sum(r is not None and r.is_floating_point() for r, _ in ev.parameters.values())
         if not everywhere or ev.error < 0.05:
             names = [name for name, *_ in pairs]
-            text = f"{_listed(names)} {'is' if len(names) == 1 else 'are'} the reference's rounded to {same_cast} (keep them in full precision)"
-            yield Explanation(
-                text, 0.05, 0.93 if not everywhere else 0.6, {"parameters": names[:16], "dtype": same_cast}, "W11"
+            text = (
+                f"{_listed(names)} {'is' if len(names) == 1 else 'are'} the reference's rounded to "
+                f"{same_cast} (keep them in full precision)"
             )
+            parameters = {"parameter": names[0], "all": names[:16], "dtype": same_cast}
+            yield Explanation(text, 0.05, 0.6 if everywhere else 0.93, parameters, "W11")
         return
     for name, ref, port, error in pairs[:MAX_PARAMETERS]:
         best = diagnose_one(ev, name, ref, port)
@@ -207,7 +217,9 @@ def absent(ev: Evidence) -> Iterator[Explanation]:
 
 
 def settings_differ(ev: Evidence) -> Iterator[Explanation]:
-    """A scalar setting of the aligned module differs between the sides (W12). A hint: other families verify eps, theta, shift."""
+    """A scalar setting of the aligned module differs between the sides (W12). A hint: other families verify eps,
+    theta, shift.
+    """
     for name, (ref, port) in ev.settings.items():
         if not _scalar(ref) or not _scalar(port) or ref == port or _same_number(ref, port):
             continue
@@ -224,7 +236,9 @@ def _same_number(a: Any, b: Any) -> bool:
 
 
 def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
-    """Slices of P (heads, rows) are slices of another captured tensor: q holds heads of k and v (W3, fused projection order)."""
+    """Slices of P (heads, rows) are slices of another captured tensor: q holds heads of k and v (W3, fused projection
+    order).
+    """
     if ev.kind == "weight" or not comparable(ev, 32):
         return
     others = {n: x for n, x in ev.inputs.items() if x.is_floating_point() and tuple(x.shape) == tuple(ev.r.shape)}
@@ -267,7 +281,10 @@ def modulation_order(ev: Evidence) -> Iterator[Explanation]:
         for label, law in NORMALISED.items():
             found = _swapped_modulation(ev, law(as_float64(x).reshape(-1, channels)))
             if found is not None:
-                text = f"scale and shift of the modulation are exchanged: P's per-channel gain − 1 on {label}({name}) is R's bias, and the reverse"
+                text = (
+                    "scale and shift of the modulation are exchanged: P's per-channel gain − 1 on "
+                    f"{label}({name}) is R's bias, and the reverse"
+                )
                 yield Explanation(text, found, sure(ev, found, 0.95), {"input": name, "norm": label})
                 return
 
@@ -284,7 +301,7 @@ NORMALISED: dict[str, Callable[[Tensor], Tensor]] = {"x": lambda x: x, "layer no
 
 
 def _swapped_modulation(ev: Evidence, x: Tensor) -> float | None:
-    """Fit R = g·x + b per channel (one batch entry at a time if that is needed), exchange g − 1 and b, compare with P."""
+    """Fit R = g·x + b per channel (per batch entry), exchange g − 1 and b, compare with P."""
     batch = ev.r.shape[0] if ev.r.ndim >= 3 else 1
     x, r, p = (t.reshape(batch, -1, ev.r.shape[-1]) for t in (x, ev.r, ev.p))
     if x.shape[1] < 4:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from parity import capture
     from parity.capture.probes import Function, Modules, Scope, State
     from parity.case import Case, Expectation, Fault, Setting, Side, System, Variation
-    from parity.check import assert_parity, check, compare, find_nonfinite
+    from parity.api import assert_parity, check, compare, find_nonfinite
     from parity.errors import CaseError, ParityError, ParityFailure, SideError, TraceError
     from parity.result import Cause, Coverage, Culprit, Divergence, Result
     from parity.store import load_trace
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "parity.capture.probes": ("Function", "Modules", "Scope", "State"),
     "parity.case": ("Case", "Expectation", "Fault", "Setting", "Side", "System", "Variation"),
-    "parity.check": ("assert_parity", "check", "compare", "find_nonfinite"),
+    "parity.api": ("assert_parity", "check", "compare", "find_nonfinite"),
     "parity.errors": ("CaseError", "ParityError", "ParityFailure", "SideError", "TraceError"),
     "parity.result": ("Cause", "Coverage", "Culprit", "Divergence", "Result"),
     "parity.store": ("load_trace",),

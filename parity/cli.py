@@ -160,7 +160,7 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML report.")] = None,
 ) -> int:
     """Compare two traces, from any two machines."""
-    from parity.check import compare as compare_traces
+    from parity.api import compare as compare_traces
     from parity.names import load_names
     from parity.report.text import failure_message, summary_table
     from parity.store import load_trace
@@ -227,7 +227,7 @@ def diagnose(
     as_json: JsonOption = None,
 ) -> int:
     """Test the hypotheses on two saved tensors."""
-    from parity.check import diagnose_tensors, load_tensor
+    from parity.api import diagnose_tensors, load_tensor
 
     result = diagnose_tensors(load_tensor(reference), load_tensor(port), kind=kind)
     from parity.report.text import failure_message

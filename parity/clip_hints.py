@@ -51,7 +51,8 @@ def range_hints(reference: tuple[float, float], port: tuple[float, float]) -> li
 def best_shift(reference: Frames, port: Frames, bad: NDArray[np.bool_]) -> int:
     """Return k so that port frame i + k shows what bad reference frame i shows; 0 unless that is clearly so.
 
-    Judged by the median over the bad frames, so that a few broken ones (black, say) neither make a shift nor hide one.
+    It must fit better than no shift does, and than the reference's own frame i + k, since neighbours are alike.
+    The median over the bad frames decides: a few broken ones (black, say) neither make a shift nor hide one.
     """
     a, b = _small(reference), _small(port)
     wanted = np.flatnonzero(bad)
@@ -59,8 +60,11 @@ def best_shift(reference: Frames, port: Frames, bad: NDArray[np.bool_]) -> int:
     for k in range(-MAX_SHIFT, MAX_SHIFT + 1):
         frames = wanted[(wanted + k >= 0) & (wanted + k < len(b))]
         if k and len(frames) >= max(2, len(wanted) / 2):
-            moved, at_rest = (float(np.median(_per_frame(a[frames], b[frames + step]))) for step in (k, 0))
-            if moved <= REMAINS * at_rest:
+            own = a[np.clip(frames + k, 0, len(a) - 1)]
+            moved, at_rest, alike = (
+                float(np.median(_per_frame(a[frames], other))) for other in (b[frames + k], b[frames], own)
+            )
+            if moved <= REMAINS * min(at_rest, alike):
                 errors[k] = moved
     return min(errors, key=lambda k: (errors[k], abs(k)), default=0)
 
@@ -80,6 +84,8 @@ def explain(reference: Frames, port: Frames, shift: int, bad: NDArray[np.bool_])
     a, b = _overlap(_pixels(reference), _pixels(port), shift)
     if not shift:
         a, b = a[bad], b[bad]
+    textured = b.std(axis=(1, 2, 3)) > 2  # a flat picture is explained by anything
+    a, b = a[textured], b[textured]
     before = _error(a, b)
     if len(a) == 0 or before == 0:
         return hints

@@ -47,16 +47,17 @@ class OpLog(TorchDispatchMode):
     def __init__(self, key: str, known: frozenset[str]) -> None:
         super().__init__()
         self.key, self.known = key, known
-        self.ops: list[Op] = []
-        self.window: tuple[Op, ...] = ()
-        self._own = 0
+        self.ops: list[Step] = []
+        self.window: tuple[Step, ...] = ()
+        self._makers: dict[int, int] = {}  # id of a live tensor -> the step that made it
+        self._alive: list[Tensor] = []
 
     def watch(self, record: Record) -> None:
         """End the window at the wanted record; start it again at any other record that both sides have."""
         if record.key == self.key and not self.window:
             self.window = tuple(self.ops)
         if record.key in self.known:
-            self.ops = []
+            self.ops, self._makers, self._alive = [], {}, []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,12 +66,26 @@ class OpLog(TorchDispatchMode):
         source = source_line()
         if source is None:  # the recorder's own arithmetic
             return func(*args, **kwargs)
-        inputs = tuple(_keep(t) for t in tensors_in((args, kwargs)))
+        given = tensors_in((args, kwargs))
+        inputs = tuple(_keep(t) for t in given)
+        makers = tuple(self._makers.get(id(t)) for t in given)
         result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
-        outputs = tuple(_keep(t) for t in tensors_in(result))
-        self.ops.append(Op(_RENAME.get(name, name).rstrip("_"), inputs, outputs, read_scalars(func, args, kwargs), source[0], source[1]))
+        made = tensors_in(result)
+        op = Op(_RENAME.get(name, name).rstrip("_"), inputs, tuple(map(_keep, made)), read_scalars(func, args, kwargs), *source)
+        for t in made:
+            self._makers[id(t)] = len(self.ops)
+            self._alive.append(t)
+        self.ops.append(Step(op, makers))
         return result
+
+
+@dataclass(frozen=True)
+class Step:
+    """A logged operation, and for each of its tensor inputs the step that made it (None: it came from outside the window)."""
+
+    op: Op
+    makers: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -82,15 +97,17 @@ class Departure:
     detail: str = ""
 
 
-def find_departure(ref_ops: Sequence[Op], port_ops: Sequence[Op], diverging: Tensor | None) -> Departure:
+def find_departure(ref_steps: Sequence[Step], port_steps: Sequence[Step], diverging: Tensor | None) -> Departure:
     """Return where the port's operations leave the reference's."""
-    ref_values = _Values([t for op in ref_ops for t in (*op.inputs, *op.outputs)])
-    port_values = _Values([t for op in port_ops for t in (*op.inputs, *op.outputs)])
-    port = _frontier(port_ops, ref_values, diverging)
-    reference = _frontier(ref_ops, port_values, None)
+    port = _frontier(port_steps, _values_of(ref_steps), diverging)
+    reference = _frontier(ref_steps, _values_of(port_steps), None)
     if port is None and reference is not None:
         return Departure(None, reference, f"the port has no counterpart of {describe_op(reference)}")
     return Departure(port, reference)
+
+
+def _values_of(steps: Sequence[Step]) -> _Values:
+    return _Values([t for step in steps for t in (*step.op.inputs, *step.op.outputs)])
 
 
 def describe_op(op: Op) -> str:
@@ -110,36 +127,31 @@ def compact(value: Tensor) -> str:
     return f"{names.get(dtype, dtype)}[{','.join(map(str, value.shape))}]"
 
 
-def _frontier(ops: Sequence[Op], known: _Values, diverging: Tensor | None) -> Op | None:
+def _frontier(steps: Sequence[Step], known: _Values, diverging: Tensor | None) -> Op | None:
     """Return the first operation with known inputs and an unknown output from which the diverging value follows through unknown ones."""
-    produced: dict[int, int] = {}
-    good = []
-    for i, op in enumerate(ops):
-        good.append(all(known.has(t) for t in op.outputs) if op.outputs else True)
-        for t in op.outputs:
-            produced[_print(t)] = i
-    cone = _cone(ops, good, produced, diverging)
-    for i in sorted(cone):
-        op = ops[i]
-        makers = [produced.get(_print(t)) for t in op.inputs]
-        if op.name not in _MOVES and all(known.has(t) or m is None or m >= i or good[m] for t, m in zip(op.inputs, makers, strict=True)):
-            return op
-    return next((ops[i] for i in sorted(cone) if ops[i].name not in _MOVES), next((ops[i] for i in sorted(cone)), None))
+    good = [all(known.has(t) for t in step.op.outputs) for step in steps]
+    cone = sorted(_cone(steps, good, diverging))
+    for i in cone:
+        step = steps[i]
+        ready = (known.has(t) or m is None or good[m] for t, m in zip(step.op.inputs, step.makers, strict=True))
+        if step.op.name not in _MOVES and all(ready):
+            return step.op
+    return next((steps[i].op for i in cone if steps[i].op.name not in _MOVES), next((steps[i].op for i in cone), None))
 
 
-def _cone(ops: Sequence[Op], good: Sequence[bool], produced: dict[int, int], diverging: Tensor | None) -> set[int]:
+def _cone(steps: Sequence[Step], good: Sequence[bool], diverging: Tensor | None) -> set[int]:
     """Return the unknown operations that lead to the diverging value (or to the last unknown one) through unknown values."""
-    start = produced.get(_print(diverging)) if diverging is not None else None
-    if start is None or good[start]:
-        start = next((i for i in reversed(range(len(ops))) if not good[i]), None)
-    if start is None:
+    unknown = [i for i, fine in enumerate(good) if not fine]
+    if not unknown:
         return set()
+    start = unknown[-1]
+    if diverging is not None:
+        wanted = _Values([diverging])
+        start = next((i for i in reversed(unknown) if any(wanted.has(t) for t in steps[i].op.outputs)), start)
     cone, todo = {start}, [start]
     while todo:
-        i = todo.pop()
-        for t in ops[i].inputs:
-            maker = produced.get(_print(t))
-            if maker is not None and maker < i and not good[maker] and maker not in cone:
+        for maker in steps[todo.pop()].makers:
+            if maker is not None and not good[maker] and maker not in cone:
                 cone.add(maker)
                 todo.append(maker)
     return cone
@@ -171,11 +183,6 @@ def _moments(value: Tensor) -> tuple[float, ...]:
 
 def _near(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return abs(a[0] - b[0]) <= _CLOSE * max(a[0], b[0]) and all(abs(x - y) <= _CLOSE * max(1.0, abs(x)) for x, y in zip(a[1:], b[1:], strict=True))
-
-
-def _print(value: Tensor) -> int:
-    """Identify a kept value by its exact numbers."""
-    return hash((tuple(round(m, 12) for m in _moments(value)), value.numel()))
 
 
 def _keep(value: Tensor) -> Tensor:

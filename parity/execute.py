@@ -57,7 +57,7 @@ def run_side(
     override: Override | None = None,
     watch: Callable[[Record], None] | None = None,
     around: AbstractContextManager[Any] | None = None,
-    digests: bool = True,
+    digests: bool = False,
     sink: Any = None,
     keep: Any = True,
 ) -> SideRun:

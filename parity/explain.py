@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from parity.case import Case, Setting
 from parity.diagnose import diagnose
-from parity.diagnose.evidence import Evidence, Op
-from parity.drilldown import Departure, OpLog, describe_op, find_departure
+from parity.diagnose.evidence import Evidence
+from parity.drilldown import Departure, OpLog, Step, describe_op, find_departure
 from parity.errors import SideError
 from parity.execute import Inject, Runs, SideRun, grafting, run_side
 from parity.result import Culprit, Divergence, Result
@@ -26,8 +26,8 @@ _MOST_CULPRITS = 6
 class Window:
     """What both sides did between the last agreeing record and the diverging one, and the models that did it."""
 
-    ref_ops: tuple[Op, ...] = ()
-    port_ops: tuple[Op, ...] = ()
+    ref_steps: tuple[Step, ...] = ()
+    port_steps: tuple[Step, ...] = ()
     ref_model: Any = None
     port_model: Any = None
     reference: Trace | None = None
@@ -89,7 +89,7 @@ def _look(case: Case, setting: Setting, runs: Runs, divergence: Divergence, inje
         override = grafting(runs.precise, order if which == "port" else None)
         try:
             side = run_side(
-                case, which, setting, inject=change, upcast=True, override=override, watch=log.watch, around=log, digests=False
+                case, which, setting, inject=change, upcast=True, override=override, watch=log.watch, around=log
             )
         except SideError:
             return Window()
@@ -99,11 +99,11 @@ def _look(case: Case, setting: Setting, runs: Runs, divergence: Divergence, inje
 
 
 def _with_operation(culprit: Culprit, divergence: Divergence, window: Window, runs: Runs) -> Culprit:
-    if not window.ref_ops and not window.port_ops:
+    if not window.ref_steps and not window.port_steps:
         return culprit
     value = window.port.tensor(divergence.key) if window.port is not None else None
-    departure: Departure = find_departure(window.ref_ops, window.port_ops, value)
-    shown = departure.port or (window.port_ops[-1] if window.port_ops and departure.reference else None)
+    departure: Departure = find_departure(window.ref_steps, window.port_steps, value)
+    shown = departure.port or (window.port_steps[-1].op if window.port_steps and departure.reference else None)
     if shown is None and departure.reference is None:
         return culprit
     detail = departure.detail
@@ -147,8 +147,8 @@ def gather(case: Case, divergence: Divergence, runs: Runs, window: Window, modul
         sites=reference.sites(),
         parameters=_parameters(case, window, record, port_record),
         settings=_settings(case, window, record, port_record),
-        ref_ops=window.ref_ops,
-        port_ops=window.port_ops,
+        ref_ops=tuple(s.op for s in window.ref_steps),
+        port_ops=tuple(s.op for s in window.port_steps),
         earlier={
             rec.key: t for rec in reference if rec.site == divergence.site and rec.order < divergence.order and (t := reference.tensor(rec.key)) is not None
         },

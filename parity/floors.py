@@ -20,6 +20,7 @@ UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16
 UNITS = {"float64": 64.0, "float32": 8.0, "float16": 2.0, "bfloat16": 2.0, "complex64": 8.0, "complex128": 64.0}
 FIXED = {"float64": 1e-9, "float32": 2e-5, "float16": 4e-3, "bfloat16": 2e-2, "complex64": 2e-5, "complex128": 1e-9}
 ISOLATION = 2e-6  # one threshold for every model and dtype, once rounding is out of the way (ANCHORS F4)
+FRAME = 2e-3  # pictures are rounded to 256 levels: a quarter of a level rms on mid grey (BUGS.md section 5: +-1 level)
 _COARSE_FLOAT8 = 2.0**-4
 
 
@@ -45,7 +46,8 @@ class Floors:
             return self.fixed if self.fixed is not None else FIXED.get(dtype, _COARSE_FLOAT8)
         unit = UNIT.get(dtype, _COARSE_FLOAT8)
         own = self.pooled.get(pair.reference.site, 0.0)
-        return max(FACTOR * own, UNITS.get(dtype, 1.0) * unit, self.least)
+        least = FRAME if pair.reference.kind == "frame" else self.least
+        return max(FACTOR * own, UNITS.get(dtype, 1.0) * unit, least)
 
 
 def coarser(left: str, right: str) -> str:

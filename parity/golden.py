@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parity.case import Golden, GoldenEntry, GoldenRun, System, Tolerance
-from parity.compare import relative_l2
+from parity.judge import relative_l2
 from parity.discover import get_system
 from parity.errors import ParityError, SideError, TraceError
 from parity.store import open_safetensors

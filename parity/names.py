@@ -40,6 +40,7 @@ class Rule:
     sizes: Mapping[str, int] = field(default_factory=dict)
     split: Split | None = None
     ignore: str = ""
+    how: str = "map"  # the evidence, for maps that were inferred
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,10 @@ class NameMap:
                 )
             return (Target(found.expand(rule.reference) if rule.reference else site, rule.layout, rule.sizes),)
         return (Target(site),)
+
+    def evidence(self) -> dict[str, str]:
+        """Return reference site -> how it was aligned, for inferred maps (whose references are plain names)."""
+        return {name: rule.how for rule in self.rules for name in (rule.split.into if rule.split else (rule.reference,)) if rule.how != "map"}
 
     def ignored_reference(self, site: str) -> str | None:
         """Return the stated reason why a reference site has no counterpart, or None."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from parity.align import Alignment, align
 from parity.benign import excuse_permutations
 from parity.capture.environment import environment_differences
 from parity.case import Case, Fault, Setting, Variation
-from parity.compare import judge, measure, own_errors
+from parity.judge import judge, measure, own_errors
 from parity.errors import SideError
 from parity.explain import explain
 from parity.execute import Inject, Runs, grafting, reseating, run_side
@@ -26,6 +25,35 @@ from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 from parity.trace import Trace
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What does not depend on the port: the reference's runs and the limits that follow. Made once for many faults."""
+
+    reference: Trace
+    precise: Trace | None  # in float64, each step from the deployed run's state
+    floors: Floors
+    limits: Floors | None  # of isolation: how a site answers to weights that move by one unit of roundoff
+    notes: tuple[str, ...] = ()
+
+
+def prepare(case: Case, setting: Setting, *, isolate: bool = True, fixed: float | None = None, say: Progress = lambda text: None) -> Prepared:
+    """Run the reference as deployed, in float64, and in float64 with moved weights."""
+    say("reference")
+    reference = run_side(case, "reference", setting).trace
+    say("floors")
+    try:
+        precise = run_side(case, "reference", setting, upcast=True, override=reseating(case, reference)).trace
+    except SideError as error:
+        return Prepared(reference, None, Floors(fixed=fixed), None, (f"no float64 run of the reference, fixed tolerances instead: {error}",))
+    records = {record.key: record for record in reference}
+    floors = Floors(fixed=fixed) if fixed is not None else floors_.measured(own_errors(reference, precise), records)
+    limits = None
+    if isolate:
+        moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise)).trace
+        limits = floors_.measured(own_errors(precise, moved), {r.key: r for r in precise}, least=floors_.ISOLATION)
+    return Prepared(reference, precise, floors, limits)
 
 
 def run_case(
@@ -40,11 +68,13 @@ def run_case(
     fixed: float | None = None,
     allowance: float = 0.0,
     progress: Progress | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[Result, Runs]:
     """Run both sides of a case and judge the port.
 
     isolate: also compare every site alone, in float64 on the reference's values. free: also run the port without re-seating, for information.
     fixed: a relative tolerance instead of measured floors. allowance: share of the reference's sites that may stay unaligned.
+    prepared: the reference's runs, when they were made before for the same case and setting.
     Raises SideError when a side fails to build or run.
     """
     setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
@@ -52,27 +82,27 @@ def run_case(
     say = progress or (lambda text: None)
     seconds: dict[str, float] = {}
     with _timed(seconds, "reference", say):
-        reference = run_side(case, "reference", setting).trace
+        prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say)
+    reference = prepared.reference
     with _timed(seconds, "port", say):
         port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference)).trace
-    runs = Runs(reference, port)
-    notes: list[str] = list(case.quirks)
-    with _timed(seconds, "floors", say):
-        runs.precise = _precise(case, setting, reference, notes)
+    runs = Runs(reference, port, prepared.precise)
+    notes: list[str] = [*case.quirks, *prepared.notes]
     with _timed(seconds, "compare", say):
         alignment = align(reference, port, allowed=case.allow_unaligned)
-        floors = Floors(fixed=fixed) if fixed is not None else _floors(reference, runs.precise)
-        rows = measure(alignment.pairs, reference, port, floors)
+        rows = measure(alignment.pairs, reference, port, prepared.floors)
+        evidence = case.names.evidence()
+        rows = [replace(row, how=evidence.get(row.site, row.how)) for row in rows]
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         divergences = judge(rows, alignment, reference, port)
         notes += [*alignment.notes, *benign]
     local: list[Divergence] = []
-    if isolate and runs.precise is not None:
+    if isolate and prepared.limits is not None:
         with _timed(seconds, "isolate", say):
-            local, rows = _isolate(case, setting, runs, rows, inject, order, notes)
+            local, rows = _isolate(case, setting, runs, prepared.limits, rows, inject, order, notes)
     if free and case.reseat:
         with _timed(seconds, "free run", say):
-            runs.free = run_side(case, "port", setting, inject=inject, digests=False).trace
+            runs.free = run_side(case, "port", setting, inject=inject).trace
     coverage = cover(alignment, reference, port)
     notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
     result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
@@ -115,26 +145,11 @@ def _dtype_of(case: Case, fault: Fault | None, variation: Variation | None) -> t
     return chosen or case.dtypes[0]
 
 
-def _precise(case: Case, setting: Setting, reference: Trace, notes: list[str]) -> Trace | None:
-    """Run the reference in float64, each step from the deployed run's state."""
-    try:
-        return run_side(case, "reference", setting, upcast=True, override=reseating(case, reference)).trace
-    except SideError as error:
-        notes.append(f"no float64 run of the reference, fixed tolerances instead: {error}")
-        return None
-
-
-def _floors(reference: Trace, precise: Trace | None) -> Floors:
-    if precise is None:
-        return Floors()
-    records = {record.key: record for record in reference}
-    return floors_.measured(own_errors(reference, precise), records)
-
-
 def _isolate(
     case: Case,
     setting: Setting,
     runs: Runs,
+    limits: Floors,
     rows: list[Row],
     inject: Inject | None,
     order: Mapping[str, Callable[[Tensor], Tensor]],
@@ -149,8 +164,6 @@ def _isolate(
         notes.append(f"no isolation: {error}")
         return [], rows
     runs.isolated = port
-    moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise), digests=False).trace
-    limits = floors_.measured(own_errors(precise, moved), {r.key: r for r in precise}, least=floors_.ISOLATION)
     alignment = align(precise, port, allowed=case.allow_unaligned)
     own = measure(alignment.pairs, precise, port, limits)
     own = [replace(r, diverged=False) if r.site in order or _is_rounding(r, precise, port, setting) else r for r in own]

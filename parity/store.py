@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from parity.capture.sketch import digest, sketch, stats
 from parity.errors import TraceError
 from parity.files import replacing, write_text
 from parity.result import parse_key
@@ -85,10 +86,17 @@ def write_trace(trace: Trace, path: Path) -> None:
     """Write an in-memory trace to a folder."""
     with TraceWriter(path, trace.manifest) as writer:
         for record in trace:
-            writer.write(record, trace.tensor(record.key))
+            writer.write(_with_digests(record, trace.tensor(record.key)), trace.tensor(record.key))
     if not trace.manifest.complete:
         writer.manifest = trace.manifest
         writer._write_manifest()
+
+
+def _with_digests(record: Record, tensor: Tensor | None) -> Record:
+    """Complete a record that kept its tensor alone: what is written can be compared without it."""
+    if record.stats is not None or tensor is None:
+        return record
+    return dataclasses.replace(record, stats=stats(tensor), digest=digest(tensor), sketch=sketch(tensor))
 
 
 def load_trace(path: str | Path) -> Trace:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parity.clip_defects import Defects, find_defects, frame_ranges
 from parity.clip_hints import best_shift, count_hints, explain, range_hints
 from parity.clips import Clip, Frames, frames_from_tensor, load_clip, write_clip
 
@@ -41,28 +41,6 @@ class Limits:
     psnr: float = 35.0  # dB over the frame
     ssim: float = 0.95
     block: float = 24.0  # RMS error, in levels, of the worst 16 x 16 block: a bad patch that a frame's mean hides
-
-
-@dataclass(frozen=True, eq=False)
-class Defects:
-    """What one side shows, per frame [F]; `_defects` has the rules."""
-
-    blank: Bools
-    black: Bools
-    white: Bools
-    green: Bools
-    frozen: Bools
-    flicker: Bools
-    saturated: Bools
-    nonfinite: Bools
-
-    def at(self, frame: int) -> tuple[str, ...]:
-        """Names of the defects of one frame."""
-        return tuple(name for name, values in self.items() if frame < len(values) and values[frame])
-
-    def items(self) -> tuple[tuple[str, Bools], ...]:
-        """All defects with their flags, in order of declaration."""
-        return tuple((name, getattr(self, name)) for name in self.__dataclass_fields__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +94,21 @@ class ClipComparison:
             },
         }
 
+    def lines(self) -> list[str]:
+        """Say what was found, one fact a line."""
+        (height, width), (height_port, width_port) = self.sizes
+        sizes = f"{width}x{height} (reference), {self.frames[1]} of {width_port}x{height_port} (port)"
+        found = [f"{self.verdict}: {self.frames[0]} frames of {sizes}"]
+        if len(self.psnr):
+            bad = frame_ranges(np.flatnonzero(self.bad)) or "none"
+            found.append(f"PSNR {_spread(self.psnr, 'dB')}; SSIM {_spread(self.ssim)}; bad frames: {bad}")
+        if self.first_bad is not None:
+            found.append(f"first bad frame: {self.first_bad} ({'; '.join(self.reasons)})")
+        for side, defects in (("reference", self.reference_defects), ("port", self.port_defects)):
+            seen = [f"{name} {frame_ranges(np.flatnonzero(flags))}" for name, flags in defects.items() if flags.any()]
+            found += [f"{side}: {'; '.join(seen)}"] if seen else []
+        return [*found, *(f"hint: {hint}" for hint in self.hints)]
+
 
 def compare_clips(reference: Clip, port: Clip, limits: Limits | None = None) -> ClipComparison:
     """Compare two clips; frames are paired by index. Clips of different picture size are `incomparable`."""
@@ -124,7 +117,7 @@ def compare_clips(reference: Clip, port: Clip, limits: Limits | None = None) -> 
     comparable = reference.size == port.size
     count = min(len(a), len(b)) if comparable else 0
     psnr, ssim, max_abs, mean_shift, block = _figures(a[:count], b[:count])
-    ours, theirs = _defects(reference, port), _defects(port, reference)
+    ours, theirs = find_defects(reference, port), find_defects(port, reference)
     only_port = np.zeros(count, bool)
     for (_, seen), (_, flags) in zip(ours.items(), theirs.items(), strict=True):
         only_port |= flags[:count] & ~seen[:count]
@@ -205,71 +198,13 @@ def _worst_block(squared: NDArray[np.float32]) -> float:
     return float(np.sqrt(max(0.0, total.max()) / (tall * wide)))
 
 
-def _defects(side: Clip, other: Clip) -> Defects:
-    """Flag the defects of `side`, with `other` as the measure of what the scene itself does.
-
-    blank      no variance: the standard deviation over the picture is under 1 level in every channel
-    black      at least 99.5 % of the samples are <= 8;   white: >= 247
-    green      green exceeds red and blue by 16 levels and by half again, on average and in 90 % of pixels (zeroed YUV)
-    frozen     the picture moved at most 5 % of what the other side moved since the last frame (or moves as a rule)
-    flicker    the mean brightness jumps and returns by over 3x what the other side's does nearby + 2 levels,
-               and the frame stands 2 levels off the other side's (a constant offset set aside)
-    saturated  more than 10 % of the samples sit at 0 or 255, and more than 3x as many as on the other side (not black, white)
-    nonfinite  the values that the frame was made from held NaN or Inf
-    """
-    frames, count = side.frames, len(side)
-    stats = [_frame_stats(frame) for frame in frames]
-    deviation, dark, light, green, clipped, mean = np.asarray(stats, np.float64).reshape(-1, 6).T
-    moved, moved_other = _motion(frames), _fit(_motion(other.frames), count)
-    # A cut of the other side is no motion that this side has to follow: its median bounds what is asked for.
-    usual = np.minimum(moved_other, np.median(moved_other[1:]) if count > 1 else np.nan)
-    mean_other = _fit(np.asarray([float(frame.mean()) for frame in other.frames]), count)
-    around = np.max([np.roll(np.pad(_spikes(mean_other), 1), k)[1:-1] for k in (-1, 0, 1)], axis=0)
-    apart = mean - mean_other
-    apart -= np.median(apart[np.isfinite(apart)]) if np.isfinite(apart).any() else 0
-    clipped_other = _fit(np.asarray([_frame_stats(frame)[4] for frame in other.frames]), count)
-    nonfinite = np.zeros(count, bool) if side.nonfinite is None else side.nonfinite > 0
-    with np.errstate(invalid="ignore"):
-        return Defects(
-            blank=deviation < 1.0,
-            black=dark >= 0.995,
-            white=light >= 0.995,
-            green=green > 0,
-            frozen=(usual >= 0.25) & (moved <= 0.05 * usual),
-            flicker=(_spikes(mean) > 3 * np.nan_to_num(around) + 2) & (np.abs(apart) > 2),
-            saturated=(clipped > 0.1) & (clipped > 3 * np.nan_to_num(clipped_other)) & (dark < 0.995) & (light < 0.995),
-            nonfinite=nonfinite,
-        )
-
-
-def _frame_stats(frame: Frames) -> tuple[float, float, float, float, float, float]:
-    """Largest channel deviation, share dark, share light, green (0 or 1), share clipped, mean of a frame [H, W, 3]."""
-    levels = frame.astype(np.float32)
-    red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
-    rival = np.maximum(red, blue)
-    is_green = green.mean() > max(1.5 * rival.mean(), rival.mean() + 16) and float((green > rival).mean()) >= 0.9
-    clipped = float(((frame == 0) | (frame == 255)).mean())
-    deviation = float(levels.std(axis=(0, 1)).max())
-    return deviation, float((frame <= 8).mean()), float((frame >= 247).mean()), is_green, clipped, float(levels.mean())
-
-
-def _motion(frames: Frames) -> Floats:
-    """Mean |frame - previous frame| in levels, nan for the first."""
-    moves = [float(np.abs(b.astype(np.int16) - a).mean()) for a, b in pairwise(frames)]
-    return np.asarray([np.nan, *moves][: len(frames)], np.float64)
-
-
-def _spikes(series: Floats) -> Floats:
-    """|x[i] - median(x[i-1], x[i], x[i+1])|: how high a jump that returns is; 0 on cuts, ramps and at the ends."""
-    result = np.zeros_like(series)
-    if len(series) > 2:
-        result[1:-1] = np.abs(series[1:-1] - np.median([series[:-2], series[1:-1], series[2:]], axis=0))
-    return result
-
-
-def _fit(values: Floats, count: int) -> Floats:
-    """Cut or pad with nan to `count` frames: what the other side does not have cannot be compared with."""
-    return np.pad(values[:count], (0, max(0, count - len(values))), constant_values=np.nan)
+def _spread(values: Floats, unit: str = "") -> str:
+    """`20.1 dB at worst, 31.2 dB in the middle`."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return "not measured"
+    worst, middle = (f"{value:.3g} {unit}".strip() for value in (known.min(), np.sort(known)[len(known) // 2]))
+    return f"{worst} at worst, {middle} in the middle"
 
 
 def _reasons(

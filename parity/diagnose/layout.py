@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .axes import axis_name, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
-from .fits import accept, allowance, comparable, finite, noise_level, number, promising, sample_index, sure
+from .fits import accept, allowance, comparable, noise_level, number, promising, sample_index, sure
 from .layout_names import Naming, name_permutation
 from .matching import as_rows, axis_groups, fingerprints, from_rows, match_rows, same_values
 from .permutations import Structure, describe
@@ -86,9 +86,9 @@ def rearranged(ev: Evidence) -> Iterator[Explanation]:
     if not comparable(ev, 3) or not same_values(ev):
         return
     shape = tuple(ev.r.shape)
-    groups: list[tuple[int, ...]] = list(axis_groups(shape))
-    single, merged = [g for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]
-    found = _rolled(ev) or _match_groups(ev, single) or _axes_permuted(ev) or _match_groups(ev, merged)
+    single = list(axis_groups(shape, most=1))
+    found = _rolled(ev) or _match_groups(ev, single) or _axes_permuted(ev)
+    found = found or _match_groups(ev, list(axis_groups(shape, least=2)))
     if found is None:
         return
     axes, structure, residual, naming = found
@@ -372,7 +372,7 @@ def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
     """Every slice of P along one axis is some slice of R, but some occur twice and others never (V7: duplicated tail;
     V8: frozen frame).
     """
-    if not comparable(ev, 4) or not finite(ev):
+    if not comparable(ev, 4) or same_values(ev):
         return
     for axis, size in sorted(enumerate(ev.r.shape), key=lambda item: item[1]):
         if not 2 <= size <= 8192 or size * 2 > ev.r.numel() or not _norms_occur(ev, axis):

@@ -98,10 +98,10 @@ def _partners(p: Tensor, pool: Tensor, rows: np.ndarray, partners: np.ndarray, l
     return np.asarray((torch.linalg.vector_norm(difference, dim=1) <= limit).numpy())
 
 
-def axis_groups(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+def axis_groups(shape: tuple[int, ...], least: int = 1, most: int = 8) -> Iterator[tuple[int, ...]]:
     """Contiguous groups of axes of size > 1, single axes first (last axis first), then longer groups."""
     axes = [i for i, n in enumerate(shape) if n > 1]
-    for length in range(1, len(axes) + 1):
+    for length in range(least, min(most, len(axes)) + 1):
         for start in reversed(range(len(axes) - length + 1)):
             yield tuple(axes[start : start + length])
 

@@ -12,7 +12,7 @@ import torch
 
 from .axes import axis_name, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
-from .fits import accept, allowance, comparable, grouped_scale, near, noise_level, number, sure
+from .fits import accept, allowance, comparable, grouped_affine, grouped_scale, near, noise_level, number, sure
 from .terms import bias_multiple
 
 WORLD = (2, 3, 4, 5, 6, 8, 12, 16)
@@ -142,6 +142,11 @@ def spatial_statistics(ev: Evidence) -> Iterator[Explanation]:
 
 
 def _striped(ev: Evidence, axis: int, channel: int, n: int) -> float | None:
+    if n > 1:  # a cheap look at one stripe of one batch entry
+        r, p = ev.r[:1].chunk(n, axis)[0], ev.p[:1].chunk(n, axis)[0]
+        a, b = grouped_affine(p, r, [channel])
+        if float(torch.linalg.vector_norm(p - a * r - b)) > 3 * allowance(ev) * float(torch.linalg.vector_norm(p - r)):
+            return None
     pieces = []
     for r, p in zip(ev.r.chunk(n, axis), ev.p.chunk(n, axis), strict=True):
         reduced = [i for i in range(r.ndim) if i not in {0, channel}]

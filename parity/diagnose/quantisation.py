@@ -199,10 +199,11 @@ def float8_grid(ev: Evidence) -> Iterator[Explanation]:
     ):
         return
     good = torch.isfinite(ev.p)
-    if not bool(good.any()) or ev.error <= 1e-3:
+    if not bool(good.any()) or ev.error <= 1e-3 or not _few_values(ev.p):
         return
+    values = ev.p[good]
     for name, (dtype, largest) in FLOAT8.items():
-        scale = _float8_scale(ev.p[good], dtype, largest)
+        scale = _float8_scale(values, dtype, largest)
         if scale is None or (_on_float8(ev.r, dtype, scale) > 0.9):
             continue
         beyond = ev.r.abs() / scale > largest * 1.04
@@ -245,14 +246,22 @@ def _float8_scale(x: Tensor, dtype: torch.dtype, largest: float) -> float | None
     """A scale s with every x/s on the grid: 1, the largest value over the format's largest, or over its top-binade
     values.
     """
+    if len(torch.unique(x.reshape(-1)[sample_index(x.numel(), 4096)].abs())) > 256:
+        return None
     top = float(x.abs().max())
-    if top == 0 or len(torch.unique(x.reshape(-1)[sample_index(x.numel(), 4096)].abs())) > 256:
+    if top == 0:
         return None
     mantissas = (1.0, 1.125, 1.25, 1.375, 1.5, 1.625, 1.75, 1.875)
     for scale in (1.0, top / largest, *(top / m for m in mantissas)):
         if _on_float8(x, dtype, scale) == 1.0 and top / scale <= largest * 1.001:
             return scale
     return None
+
+
+def _few_values(x: Tensor) -> bool:
+    """Whether a sample holds few distinct magnitudes: a cheap look before any grid is tried."""
+    x = x.reshape(-1)[sample_index(x.numel(), 4096)]
+    return len(torch.unique(x[torch.isfinite(x)].abs())) <= 256
 
 
 def low_levels(ev: Evidence) -> Iterator[Explanation]:

@@ -25,6 +25,7 @@ from .fits import (
     near,
     noise_level,
     number,
+    sample_index,
     sure,
 )
 
@@ -195,6 +196,12 @@ def per_index(ev: Evidence) -> Iterator[Explanation]:
 
 def _simple_map(ev: Evidence) -> bool:
     """Whether one factor or one affine map explains it already."""
+    index = sample_index(ev.r.numel(), 8192)
+    p, r = ev.p.reshape(-1)[index], ev.r.reshape(-1)[index]
+    a, b = affine_fit(p, r)
+    whole = float(torch.linalg.vector_norm(p - r))
+    if float(torch.linalg.vector_norm(p - a * r - b)) > 3 * allowance(ev) * whole + 1e-300:
+        return False
     a, b = affine_fit(ev.p, ev.r)
     return accept(ev, a * ev.r + b) is not None
 

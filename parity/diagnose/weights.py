@@ -245,7 +245,7 @@ def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
     if not others:
         return
     for axis, size in enumerate(ev.r.shape):
-        if not 2 <= size <= 256 or ev.r.numel() // size < 6:
+        if not 2 <= size <= 256 or ev.r.numel() // size < 6 or not _has_source(ev, axis, others):
             continue
         found = _sources(ev, axis, others)
         if found is not None:
@@ -253,6 +253,18 @@ def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
             text = f"slices of P along axis {axis} belong to other tensors: {listed}{'…' if len(found) > 4 else ''}"
             yield Explanation(text, 0.0, 0.93, {"axis": axis, "sources": [list(f) for f in found[:32]]})
             return
+
+
+def _has_source(ev: Evidence, axis: int, others: dict[str, Tensor]) -> bool:
+    """Whether the first and the middle slice of P have the norm of some slice of R or of another tensor: a cheap look."""
+    rest = [i for i in range(ev.r.ndim) if i != axis]
+    pool = [ev.r, *(as_float64(x) for x in others.values())]
+    norms = torch.cat([torch.linalg.vector_norm(x, dim=rest) for x in pool])
+    for i in (0, ev.r.shape[axis] // 2):
+        own = torch.linalg.vector_norm(ev.p.select(axis, i))
+        if float((norms - own).abs().min()) > 1e-5 * float(own):
+            return False
+    return True
 
 
 def _sources(ev: Evidence, axis: int, others: dict[str, Tensor]) -> list[tuple[int, str, int]] | None:

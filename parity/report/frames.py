@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from parity.clip_defects import frame_ranges
 from parity.report.pixels import jpeg
 from parity.report.svg import Chart, Series, draw
 from parity.report.wording import number
@@ -150,14 +151,8 @@ def _curves(found: ClipComparison) -> tuple[Markup, ...]:
 
 def _defect_table(found: ClipComparison) -> tuple[tuple[str, str, str], ...]:
     pairs = zip(found.reference_defects.items(), found.port_defects.items(), strict=True)
-    rows = [(name, ranges(np.flatnonzero(ours)), ranges(np.flatnonzero(theirs))) for (name, ours), (_, theirs) in pairs]
+    rows = [
+        (name, frame_ranges(np.flatnonzero(ours)), frame_ranges(np.flatnonzero(theirs)))
+        for (name, ours), (_, theirs) in pairs
+    ]
     return tuple(row for row in rows if row[1] or row[2])
-
-
-def ranges(indices: NDArray[np.intp], limit: int = 8) -> str:
-    """`3, 5–8, 12`."""
-    if len(indices) == 0:
-        return ""
-    runs = np.split(indices, np.flatnonzero(np.diff(indices) > 1) + 1)
-    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
-    return ", ".join(parts[:limit]) + (f" and {len(parts) - limit} more runs" if len(parts) > limit else "")

@@ -121,6 +121,8 @@ def draw(chart: Chart) -> Markup:
         parts.append(f'<text class="tick bad {end}" x="{x + shift:.1f}" y="{bottom - 6:.1f}">{escaped(label)}</text>')
     parts += [_line(series, across, scale) for series in chart.series]
     for point in chart.points:
+        if math.isnan(point.y):
+            continue
         where = f'cx="{across(point.x):.1f}" cy="{scale.place(point.y):.1f}"'
         parts.append(f'<circle class="{point.style}" r="3.2" {where}><title>{escaped(point.text)}</title></circle>')
     parts.append(

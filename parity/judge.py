@@ -21,7 +21,7 @@ _SMALL = 1e-4  # a record this much smaller than its site usually is, is judged 
 def measure(pairs: Iterable[Pair], reference: Trace, port: Trace, floors: Floors) -> list[Row]:
     """Measure every pair, in the reference's order."""
     pairs = list(pairs)
-    scales = _scales(p.reference for p in pairs)
+    scales = _scales((p.reference for p in pairs), reference)
     return [_measure_pair(pair, reference, port, floors, scales) for pair in pairs]
 
 
@@ -48,7 +48,7 @@ def relative_l2(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
 
 def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
     """Return the reference's error against its higher-precision run, by key (floating records that both have)."""
-    scales = _scales(reference)
+    scales = _scales(reference, reference)
     errors = {}
     for record in reference:
         r, h = reference.tensor(record.key), precise.tensor(record.key)
@@ -88,34 +88,37 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
 
 
 def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors) -> Row:
-    bitwise = r.dtype == p.dtype and bool(torch.equal(r, p))
-    wr, wp = _wide(r), _wide(p)
-    bad_r, bad_p = ~torch.isfinite(wr), ~torch.isfinite(wp)
-    counts = (int(bad_r.sum()), int(bad_p.sum()))
-    other = False
-    if any(counts):
-        same = (wr == wp) | (torch.isnan(wr) & torch.isnan(wp))
-        other = bool(((bad_r | bad_p) & ~same).any())
+    if r.dtype == p.dtype and torch.equal(r, p):
+        return replace(row, error=0.0, max_abs=0.0, cosine=1.0, sqnr_db=math.inf, ulp=0.0, bitwise=True)
+    wr, wp = _wide(r).flatten(), _wide(p).flatten()
+    d = wp - wr
+    norm_d = float(torch.linalg.vector_norm(d))
+    counts, other = (0, 0), False
+    if not math.isfinite(norm_d):
+        bad_r, bad_p = ~torch.isfinite(wr), ~torch.isfinite(wp)
+        counts = (int(bad_r.sum()), int(bad_p.sum()))
+        other = bool(((bad_r | bad_p) & ~((wr == wp) | (torch.isnan(wr) & torch.isnan(wp)))).any())
         good = ~(bad_r | bad_p)
         wr, wp = torch.where(good, wr, 0.0), torch.where(good, wp, 0.0)
-    d = wp - wr
-    norm_r, norm_p, norm_d = (float(torch.linalg.vector_norm(x)) for x in (wr, wp, d))
+        d = wp - wr
+        norm_d = float(torch.linalg.vector_norm(d))
+    norm_r, norm_p = float(torch.linalg.vector_norm(wr)), float(torch.linalg.vector_norm(wp))
     whole = max(norm_r, scale) or norm_p
     error = norm_d / whole if whole > 0 else 0.0
     rms = whole / math.sqrt(wr.numel())
-    max_abs = float(d.abs().max())
-    over = float((d.abs() > row.floor * wr.abs() + row.floor * rms).double().mean())
+    size = d.abs()
+    max_abs = float(size.max())
     unit = max(UNIT.get(t, 2.0**-4) for t in row.dtype) * 2
     diverged = other or (error > row.floor and max_abs > floors.absolute)
     return replace(
         row,
         error=error,
         max_abs=max_abs,
-        cosine=float(wr.flatten().dot(wp.flatten())) / (norm_r * norm_p) if norm_r > 0 and norm_p > 0 else float(norm_r == norm_p),
+        cosine=float(wr.dot(wp)) / (norm_r * norm_p) if norm_r > 0 and norm_p > 0 else float(norm_r == norm_p),
         sqnr_db=20 * math.log10(whole / norm_d) if norm_d > 0 and whole > 0 else math.inf,
         ulp=max_abs / (rms * unit) if rms > 0 else 0.0,
-        over=over,
-        bitwise=bitwise or (norm_d == 0 and not any(counts)),
+        over=float((size > row.floor * (wr.abs() + rms)).double().mean()) if diverged else 0.0,
+        bitwise=norm_d == 0 and not any(counts) and r.dtype == p.dtype,
         nonfinite=counts,
         diverged=diverged,
     )
@@ -206,20 +209,24 @@ def worst(r: Tensor, p: Tensor) -> tuple[tuple[int, ...], float, float]:
     return index, float(wr.flatten()[flat]), float(wp.flatten()[flat])
 
 
-def _scales(records: Iterable[Record]) -> dict[str, float]:
-    """Return, by site, the largest rms value of its records."""
+def _scales(records: Iterable[Record], trace: Trace) -> dict[str, float]:
+    """Return, by site, the largest rms value of its floating records."""
     found: dict[str, float] = {}
     for record in records:
-        if record.stats is not None and record.stats.count:
-            rms = math.sqrt(record.stats.sumsq / record.stats.count)
-            if math.isfinite(rms):
-                found[record.site] = max(found.get(record.site, 0.0), rms)
+        if not record.is_float:
+            continue
+        if record.stats is not None:
+            rms = math.sqrt(record.stats.sumsq / record.stats.count) if record.stats.count else 0.0
+        else:
+            value = trace.tensor(record.key)
+            rms = float(torch.linalg.vector_norm(_wide(value))) / math.sqrt(value.numel()) if value is not None and value.numel() else 0.0
+        if math.isfinite(rms):
+            found[record.site] = max(found.get(record.site, 0.0), rms)
     return found
 
 
 def _scale_of(record: Record, scales: Mapping[str, float]) -> float:
-    count = record.stats.count if record.stats else 0
-    return _SMALL * scales.get(record.site, 0.0) * math.sqrt(count)
+    return _SMALL * scales.get(record.site, 0.0) * math.sqrt(math.prod(record.shape))
 
 
 def _wide(value: Tensor) -> Tensor:

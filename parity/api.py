@@ -16,7 +16,7 @@ from parity.capture import split_inputs
 from parity.capture.environment import environment_differences
 from parity.capture.probes import Modules, Probe
 from parity.case import Case, Setting, Side
-from parity.compare import judge, measure
+from parity.judge import judge, measure
 from parity.diagnose import diagnose as _diagnose
 from parity.diagnose.evidence import Evidence
 from parity.errors import ParityFailure, TraceError
@@ -147,7 +147,7 @@ def compare(
 
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
     """Compare two tensors and test every hypothesis on them."""
-    from parity.compare import relative_l2, worst
+    from parity.judge import relative_l2, worst
     from parity.diagnose.locality import describe
 
     floor = FIXED.get(str(reference.dtype).removeprefix("torch."), 0.0)
@@ -245,7 +245,7 @@ def _names(names: Names) -> NameMap:
 
 def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str, ...]]:
     """Align two models that nobody wrote a map for: from names, weights, order, shapes and values of one run."""
-    from parity.matching import infer_names
+    from parity.infer import infer_names
 
     reference, port = run_side(case, "reference", setting), run_side(case, "port", setting)
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)

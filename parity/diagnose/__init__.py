@@ -1,0 +1,79 @@
+"""Why it diverges: hypotheses tested on the numbers, ranked by how much of the difference they remove and how simple they are."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from functools import cache
+
+from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
+from parity.result import Cause
+
+# One file a family of causes. An order of trial, not of rank.
+FAMILIES = (
+    "layout",
+    "weights",
+    "positions",
+    "attention",
+    "norms",
+    "time",
+    "conditioning",
+    "caches",
+    "randomness",
+    "precision",
+    "quantisation",
+    "parallel",
+    "video",
+)
+_LEAST = 0.05  # explanations less sure than this are not worth a line
+
+
+@cache
+def hypotheses() -> tuple[Hypothesis, ...]:
+    """Return every hypothesis of every family."""
+    return tuple(h for family in FAMILIES for h in importlib.import_module(f"parity.diagnose.{family}").HYPOTHESES)
+
+
+def diagnose(evidence: Evidence, most: int = 5) -> tuple[Cause, ...]:
+    """Return the causes that explain the evidence, best first; empty when nothing does ("unexplained" is an honest answer).
+
+    A hypothesis that raises on odd evidence does not explain it; the others still run.
+    """
+    found: list[tuple[float, Cause]] = []
+    for hypothesis in hypotheses():
+        try:
+            explanations = list(hypothesis.test(evidence))
+        except Exception:
+            continue
+        for explanation in explanations:
+            if explanation.confidence >= _LEAST and not explanation.parameters.get("benign"):
+                found.append((score(hypothesis, explanation), _cause(hypothesis, explanation, evidence)))
+    found.sort(key=lambda item: -item[0])
+    return _distinct([cause for _, cause in found])[:most]
+
+
+def score(hypothesis: Hypothesis, explanation: Explanation) -> float:
+    """Rank by confidence; a smaller residual and a simpler form break ties."""
+    residual = explanation.residual if math.isfinite(explanation.residual) else 1.0
+    return explanation.confidence - 0.1 * min(1.0, residual) + 0.05 * hypothesis.simplicity
+
+
+def _cause(hypothesis: Hypothesis, explanation: Explanation, evidence: Evidence) -> Cause:
+    return Cause(
+        name=hypothesis.name,
+        class_id=explanation.class_id or hypothesis.class_id,
+        text=explanation.text,
+        parameters=dict(explanation.parameters),
+        residual=explanation.residual,
+        confidence=explanation.confidence,
+        site=evidence.site,
+    )
+
+
+def _distinct(causes: Sequence[Cause]) -> tuple[Cause, ...]:
+    """Keep the best cause of each class and text."""
+    kept: dict[str, Cause] = {}
+    for cause in causes:
+        kept.setdefault(cause.class_id, cause)
+    return tuple(kept.values())

@@ -130,8 +130,8 @@ def final_norm(ev: Evidence) -> Iterator[Explanation]:
         return
     last = [1]
     rows = ev.r.reshape(-1, ev.r.shape[-1]), ev.p.reshape(-1, ev.r.shape[-1])
-    some = tuple(x[sample_index(x.shape[0], 512)] for x in rows)
-    if not any(_norm_fits(*pair, f, last) for f in (_standard, _rms) for pair in (some, some[::-1])):
+    r, p = (x[sample_index(x.shape[0], 512)] for x in rows)
+    if not any(_norm_fits(a, b, f, last) for f in (_standard, _rms) for a, b in ((r, p), (p, r))):
         return
     for label, normalise in (("layer", _standard), ("rms", _rms)):
         for side, raw, normed in (("port", *rows), ("reference", *rows[::-1])):

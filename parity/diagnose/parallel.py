@@ -145,7 +145,9 @@ def _striped(ev: Evidence, axis: int, channel: int, n: int) -> float | None:
     if n > 1:  # a cheap look at one stripe of one batch entry
         r, p = ev.r[:1].chunk(n, axis)[0], ev.p[:1].chunk(n, axis)[0]
         a, b = grouped_affine(p, r, [channel])
-        if float(torch.linalg.vector_norm(p - a * r - b)) > 3 * allowance(ev) * float(torch.linalg.vector_norm(p - r)):
+        if float(torch.linalg.vector_norm(p - a * r - b)) > 3 * allowance(ev) * (
+            float(torch.linalg.vector_norm(p - r)) + 1e-6 * float(torch.linalg.vector_norm(r))
+        ):
             return None
     pieces = []
     for r, p in zip(ev.r.chunk(n, axis), ev.p.chunk(n, axis), strict=True):

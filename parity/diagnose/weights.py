@@ -256,7 +256,7 @@ def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
 
 
 def _has_source(ev: Evidence, axis: int, others: dict[str, Tensor]) -> bool:
-    """Whether the first and the middle slice of P have the norm of some slice of R or of another tensor: a cheap look."""
+    """Whether the first and the middle slice of P have the norm of some known slice: a cheap look."""
     rest = [i for i in range(ev.r.ndim) if i != axis]
     pool = [ev.r, *(as_float64(x) for x in others.values())]
     norms = torch.cat([torch.linalg.vector_norm(x, dim=rest) for x in pool])

@@ -440,6 +440,22 @@ def test_small_clips(frames: int, height: int, width: int) -> None:
     assert compare(small, 255 - small).verdict == "diverged"
 
 
+def test_lines_say_what_was_found() -> None:
+    port = scene()
+    port[5:7] = 0
+    lines = compare(scene(), port).lines()
+    assert lines[0] == "diverged: 13 frames of 56x40 (reference), 13 of 56x40 (port)"
+    assert lines[1].startswith("PSNR 7.5")
+    assert lines[1].endswith("at worst, 1 in the middle; bad frames: 5-6")
+    assert lines[2].startswith("first bad frame: 5 (the port's frame is blank; the port's frame is black; PSNR")
+    assert lines[3] == "port: blank 5-6; black 5-6; frozen 6"
+    assert len(lines) == 4
+    assert compare(scene(), scene()).lines()[1] == (
+        "PSNR inf dB at worst, inf dB in the middle; SSIM 1 at worst, 1 in the middle; bad frames: none"
+    )
+    assert compare(scene(), scene(F, 20, 56)).lines()[-1] == "hint: the picture sizes differ: 56x40 against 56x20"
+
+
 def test_json_is_plain() -> None:
     import json
 

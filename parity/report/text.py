@@ -11,11 +11,13 @@ from parity.report.wording import (
     cause_text,
     clean,
     clip,
+    coords_text,
     counts,
     coverage_text,
     culprit_text,
     element,
     measured,
+    number,
     place,
     some,
     times_floor,
@@ -46,11 +48,13 @@ def summary_table(results: Sequence[Result], not_run: Mapping[str, str] | None =
 
     not_run = not_run or {}
     caption = counts(results) + (f", {len(not_run)} not run" if not_run else "")
-    table = Table(caption=caption, caption_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in ("case", "verdict", "first divergence", "error / floor", "culprit", "top cause"):
-        table.add_column(name, overflow="fold", ratio=None)
-    table.add_column("coverage", justify="right")
-    table.add_column("seconds", justify="right")
+    table = Table(
+        caption=caption, caption_justify="left", caption_style="", header_style="bold", box=None, pad_edge=False
+    )
+    for name in ("case", "verdict", "first divergence", "error", "culprit, top cause"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("verdict", "error"))
+    table.add_column("coverage", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
     for result in results:
         # Text, not markup: names come from files, and brackets in them are not styles.
         verdict = Text(result.verdict, style=STYLES.get(result.verdict, ""))
@@ -62,19 +66,22 @@ def summary_table(results: Sequence[Result], not_run: Mapping[str, str] | None =
 
 
 def _cells(result: Result) -> list[str]:
-    first = result.first
-    site = error = culprit = cause = ""
+    """One line for what is (site, error, culprit), one below for where and why (coordinates, over floor, cause)."""
+    first, found = result.first, []
+    site = error = ""
     if first is not None:
-        site = place(first.site, first.coords, 60)
-        error = times_floor(first.error, first.floor) or measured(first)
+        site = f"{clip(first.site, 60)}\n{clip(coords_text(first.coords), 60)}".rstrip()
+        over = times_floor(first.error, first.floor)
+        error = f"{number(first.error)}\n{over}".rstrip() if over else clip(measured(first), 40)
     if result.culprit is not None:
-        culprit = clip(result.culprit.module or "(root)", 40)
-        culprit += f" {clip(result.culprit.operation, 30)}" if result.culprit.operation else ""
+        operation = f" {clip(result.culprit.operation, 30)}" if result.culprit.operation else ""
+        found.append(clip(result.culprit.module or "(root)", 40) + operation)
     if result.causes:
         top = result.causes[0]
-        cause = f"{clean(top.class_id)} {clip(top.name, 40)} ({top.confidence:.2f})".strip()
+        found.append(f"{clean(top.class_id)} {clip(top.name, 40)} ({top.confidence:.2f})".strip())
     coverage = f"{result.coverage.compared}/{result.coverage.reference}"
-    return [case_name(result), site, error, culprit, cause, coverage, f"{total_seconds(result):.1f}"]
+    case = case_name(result).replace(" [", "\n[", 1)
+    return [case, site, error, "\n".join(found), coverage, f"{total_seconds(result):.1f}"]
 
 
 def failure_message(result: Result) -> str:

@@ -55,6 +55,8 @@ def percent(share: float) -> str:
 def clean(text: object) -> str:
     """One line without control, surrogate or bidirectional characters: names come from files that anybody may write."""
     words = " ".join(str(text).split())
+    if words.isprintable():
+        return words
     return "".join("�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") else c for c in words)
 
 

@@ -324,7 +324,7 @@ def _length_class(ev: Evidence, axis: int) -> str:
 
 def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
     """Some entries of one axis are zero in P and not in R, all others equal: dropped tail, missing part (V7, N5)."""
-    if not comparable(ev, 4) or not bool((ev.p == 0).any()):
+    if not comparable(ev, 4) or not bool((ev.p == 0).any()) or not bool(ev.p.any()):
         return
     dead = (ev.p == 0) & (ev.r != 0)
     if not bool(dead.any()):

@@ -166,11 +166,13 @@ def _sparse(ev: Evidence, energy: Tensor) -> Iterator[Locality]:
     if count < 64:
         return
     k = max(1, count // 100)
-    top = torch.topk(flat, k).values
-    share = float(top.sum() / flat.sum())
+    top = torch.topk(flat, k)
+    share = float(top.values.sum() / flat.sum())
+    own = ev.r.reshape(-1).square()
+    expected = float(own[top.indices].sum() / own.sum().clamp_min(1e-300))
     level = (noise_level(ev) * float(ev.r.abs().mean())) ** 2
     touched = int((flat > max(level, float(flat.max()) * 1e-6)).sum())
-    if share > CONCENTRATED:
+    if share > CONCENTRATED and expected < 0.5:
         yield Locality("elements", "sparse", f"{share:.0%} in {min(touched, k)} of {count} elements, scattered", share)
 
 

@@ -55,7 +55,7 @@ def per_axis(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
         if len(by_value) < 2:
             continue
         values = sorted(by_value)
-        worst = [max(by_value[value], key=_severity) for value in values]
+        worst = [max(by_value[value], key=lambda row: (row.diverged, row.error)) for value in values]
         median = [float(np.median([row.error for row in by_value[value]])) for value in values]
         xs = [float(value) for value in values]
         points = [

@@ -51,7 +51,7 @@ def frames_view(reference: Clip, port: Clip, comparison: ClipComparison | None =
     if len(reference) == 0 and len(port) == 0:
         return None
     found = comparison or compare_clips(reference, port)
-    indices = _choose(max(len(reference), len(port)), found.first_bad)
+    indices = _choose(max(len(reference), len(port)), found)
     gain = _gain(reference.frames, port.frames, indices) if found.verdict != "incomparable" else 1.0
     pictures: list[tuple[str, str, str]] = []
     for width, quality in TRIALS:
@@ -63,11 +63,14 @@ def frames_view(reference: Clip, port: Clip, comparison: ClipComparison | None =
     return FramesView(found, rows, chosen, gain, _curves(found), _defect_table(found))
 
 
-def _choose(count: int, first_bad: int | None) -> list[int]:
-    """The first bad frame with its neighbours, both ends, and others evenly."""
+def _choose(count: int, found: ClipComparison) -> list[int]:
+    """The first bad frame with its neighbours, both ends, the first frame of each defect, and others evenly."""
     wanted = {0, count - 1}
-    if first_bad is not None:
-        wanted |= {max(0, first_bad - 1), first_bad, min(count - 1, first_bad + 1)}
+    if found.first_bad is not None:
+        wanted |= {max(0, found.first_bad - 1), found.first_bad, min(count - 1, found.first_bad + 1)}
+    for _, flags in found.port_defects.items():
+        if flags.any() and len(wanted) < MAX_FRAMES:
+            wanted.add(int(np.argmax(flags)))
     for index in np.rint(np.linspace(0, count - 1, min(count, MAX_FRAMES))).astype(int).tolist():
         if len(wanted) < MAX_FRAMES:
             wanted.add(index)
@@ -145,7 +148,7 @@ def _curves(found: ClipComparison) -> tuple[Markup, ...]:
         if limit is not None:
             lines.insert(0, Series(f"limit {limit:g}", xs, [limit] * count, "floor"))
         label = f"{title} ({unit})" if unit else title
-        charts.append(draw(Chart(title, tuple(lines), (), "frame", label, False, ticks, (), rules, 470, 210)))
+        charts.append(draw(Chart(title, tuple(lines), (), "frame", label, False, ticks, (), rules, 370, 200)))
     return tuple(chart for chart in charts if chart)
 
 

@@ -48,8 +48,10 @@ def times_floor(error: float, floor: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] as a percentage; small ones are not rounded to zero."""
-    return f"{share:.0%}" if share == 0 or 0.1 <= share <= 0.99 or share >= 1 else f"{share:.2%}"
+    """A share in [0, 1] as a percentage; small ones are not rounded to zero, nor almost all to all."""
+    if share == 0 or 0.1 <= share <= 0.99 or share >= 1:
+        return f"{share:.0%}"
+    return "<0.01%" if 0 < share < 1e-4 else f"{share:.1%}" if 0.01 <= share < 0.1 else f"{share:.2%}"
 
 
 def clean(text: object) -> str:

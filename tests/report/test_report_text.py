@@ -112,7 +112,8 @@ def test_numbers() -> None:
     ]
     assert exact(None) == "?"
     assert exact(0.1 + 2**-27) != exact(0.1)
-    assert [percent(v) for v in (0.0, 0.0004, 0.21, 0.995, 1.0)] == ["0%", "0.04%", "21%", "99.50%", "100%"]
+    shares = {0.0: "0%", 1e-7: "<0.01%", 4e-4: "0.04%", 0.02: "2.0%", 0.21: "21%", 0.995: "99.50%", 1.0: "100%"}
+    assert {share: percent(share) for share in shares} == shares
     assert times_floor(1.0, 0.0) == times_floor(math.nan, 1.0) == times_floor(0.0, 1.0) == ""
     assert times_floor(1.0, 1e-9) == "1.0e+09x"
 

@@ -52,7 +52,7 @@ def frames_view(reference: Clip, port: Clip, comparison: ClipComparison | None =
         return None
     found = comparison or compare_clips(reference, port)
     indices = _choose(max(len(reference), len(port)), found)
-    gain = _gain(reference.frames, port.frames, indices) if found.verdict != "incomparable" else 1.0
+    gain = _gain(reference.frames, port.frames, found, indices) if found.verdict != "incomparable" else 1.0
     pictures: list[tuple[str, str, str]] = []
     for width, quality in TRIALS:
         pictures = [_triple(reference.frames, port.frames, i, gain, width, quality) for i in indices]
@@ -77,11 +77,12 @@ def _choose(count: int, found: ClipComparison) -> list[int]:
     return sorted(wanted)
 
 
-def _gain(reference: Pictures, port: Pictures, indices: list[int]) -> float:
-    """The power of two, at most 64, that brings a strong difference of the shown frames to full brightness."""
+def _gain(reference: Pictures, port: Pictures, found: ClipComparison, indices: list[int]) -> float:
+    """The power of two, at most 64, that brings a strong difference of the first bad frame to full brightness."""
+    asked = indices if found.first_bad is None else [found.first_bad]
     strongest = [
         float(np.percentile(np.abs(port[i].astype(np.int16) - reference[i]), 99.5))
-        for i in indices
+        for i in asked
         if i < min(len(reference), len(port))
     ]
     top = max(strongest, default=0.0)
@@ -140,7 +141,7 @@ def _curves(found: ClipComparison) -> tuple[Markup, ...]:
     wanted = (
         ("PSNR per frame", "dB", found.psnr, found.limits.psnr),
         ("SSIM per frame", "", found.ssim, found.limits.ssim),
-        ("mean brightness, port − reference", "levels", found.mean_shift, None),
+        ("brightness, port − reference", "levels", found.mean_shift, None),
     )
     charts = []
     for title, unit, values, limit in wanted:

@@ -71,7 +71,10 @@ CASES = {
         evidence(attend(Q, K, V, torch.ones(I, J).tril(J - I).bool()), attend(Q, K, V, torch.ones(I, J).tril().bool())),
         "A1",
     ),
-    "window": (evidence(attend(SELF, K, V, WINDOW < 4), attend(SELF, K, V, WINDOW < 5), q=SELF, inputs={"m": WINDOW < 4}), "A11"),
+    "window": (
+        evidence(attend(SELF, K, V, WINDOW < 4), attend(SELF, K, V, WINDOW < 5), q=SELF, inputs={"m": WINDOW < 4}),
+        "A11",
+    ),
     "oldest keys missing": (evidence(FREE, attend(Q, K[:, :, 3:], V[:, :, 3:])), "K6"),
     "history unused": (evidence(FREE, attend(Q, K[:, :, J - I :], V[:, :, J - I :])), "K3"),
     "extra copy": (
@@ -83,7 +86,10 @@ CASES = {
         "A2",
     ),
     "k and v exchanged": (evidence(FREE, attend(Q, V, K)), "W3"),
-    "other values": (evidence(FREE, attend(Q, K, normal(B, H, J, D, seed=9)), inputs={"o": normal(B, H, J, D, seed=9)}), "K5"),
+    "other values": (
+        evidence(FREE, attend(Q, K, normal(B, H, J, D, seed=9)), inputs={"o": normal(B, H, J, D, seed=9)}),
+        "K5",
+    ),
     "across heads": (
         evidence(FULL, attend(SELF.transpose(1, 2), K.transpose(1, 2), V.transpose(1, 2)).transpose(1, 2), q=SELF),
         "A10",
@@ -275,7 +281,9 @@ def test_scale_is_always_read_back(heads: int, length: int, ratio: float, dtype:
     assert class_id == "A5" and math.isclose(found.parameters["ratio"], ratio, rel_tol=1e-2)
 
 
-@pytest.mark.parametrize("value", [torch.zeros(2, 3, 4), torch.ones(1), torch.empty(0), torch.full((1, 2, 4, 8), math.nan)])
+@pytest.mark.parametrize(
+    "value", [torch.zeros(2, 3, 4), torch.ones(1), torch.empty(0), torch.full((1, 2, 4, 8), math.nan)]
+)
 def test_degenerate_values_do_not_raise(value: Tensor) -> None:
     for other in (value + 1, value, torch.ones(3, 5), torch.ones(2, 3, 4, dtype=torch.bool)):
         for kind in ("mask", "activation", "kv"):

@@ -96,9 +96,7 @@ CASES = {
     "quick for tanh": (evidence(functional.gelu(H, approximate="tanh"), H * torch.sigmoid(1.702 * H), x=H), "N2"),
     "silu for gelu": (evidence(functional.gelu(H), functional.silu(H), x=H), "N2"),
     "gated": (
-        evidence(
-            functional.silu(G[..., :12]) * G[..., 12:], functional.gelu(G[..., :12]) * G[..., 12:], x=G
-        ),
+        evidence(functional.silu(G[..., :12]) * G[..., 12:], functional.gelu(G[..., :12]) * G[..., 12:], x=G),
         "N2",
     ),
     "no activation": (evidence(functional.silu(H), H, x=H), "N2"),

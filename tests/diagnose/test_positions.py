@@ -36,7 +36,9 @@ def angles(positions: Tensor, size: int, base: float = 10000.0) -> Tensor:
     return positions.to(torch.float64)[:, None] * omega
 
 
-def grid_angles(t: int, h: int, w: int, parts: tuple[int, int, int], scale: tuple[float, float, float] = (1, 1, 1)) -> Tensor:
+def grid_angles(
+    t: int, h: int, w: int, parts: tuple[int, int, int], scale: tuple[float, float, float] = (1, 1, 1)
+) -> Tensor:
     """Three-axis table as (t, h, w) bands over tokens in (t, h, w) order."""
     tt, hh, ww = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
     axes = [tt.flatten() * scale[0], hh.flatten() * scale[1], ww.flatten() * scale[2]]
@@ -67,7 +69,13 @@ def evidence(x: Tensor, r: Tensor, p: Tensor, **more: object) -> Evidence:
 CASES = {
     "half-split for interleaved": (X, rotate(X, THETA), rotate(X, THETA, "half"), "rotary pairing", "P1"),
     "interleaved for half-split": (X, rotate(X, THETA, "half"), rotate(X, THETA), "rotary pairing", "P1"),
-    "halves, output de-interleaved": (X, rotate(X, THETA, out="half"), rotate(X, THETA, "half"), "rotary pairing", "P1"),
+    "halves, output de-interleaved": (
+        X,
+        rotate(X, THETA, out="half"),
+        rotate(X, THETA, "half"),
+        "rotary pairing",
+        "P1",
+    ),
     "output order": (X, rotate(X, THETA, out="half"), rotate(X, THETA), "rotary output order", "W4"),
     "sign": (X, rotate(X, THETA), rotate(X, -THETA), "rotation sign", "P7"),
     "missing": (X, rotate(X, THETA), X, "rotary missing", "P7"),
@@ -126,12 +134,15 @@ def test_mistake_is_named(case: str) -> None:
 def test_parameters_are_read_back() -> None:
     assert best(evidence(X, rotate(X, THETA), rotate(X, angles(ROW - 5, 16))))[2].parameters["offset"] == -5
     base = best(evidence(X, rotate(X, THETA), rotate(X, angles(ROW, 16, 500.0))))[2].parameters
-    assert math.isclose(base["base_port"], 500.0, rel_tol=1e-3) and math.isclose(base["base_reference"], 1e4, rel_tol=1e-3)
+    assert math.isclose(base["base_port"], 500.0, rel_tol=1e-3) and math.isclose(
+        base["base_reference"], 1e4, rel_tol=1e-3
+    )
     assert best(evidence(X, rotate(X, THETA), rotate(X, THETA * 16)))[2].parameters["scale"] == 16
 
 
 def test_time_axis_of_one_frame() -> None:
     """A record of one frame does not move along time; the offset shows as a constant of geometric pairs."""
+
     def frame(t: int) -> Tensor:
         space = grid_angles(1, 4, 5, (4, 4, 8))
         space[:, -4:] = angles(torch.full((20,), t), 8)
@@ -186,7 +197,12 @@ TABLES = {
         "frequency order",
         "P1",
     ),
-    "bf16 angles": (angles(ROW + 400, 16), angles(ROW + 400, 16).to(torch.bfloat16).double(), "low-precision angles", "P6"),
+    "bf16 angles": (
+        angles(ROW + 400, 16),
+        angles(ROW + 400, 16).to(torch.bfloat16).double(),
+        "low-precision angles",
+        "P6",
+    ),
 }
 
 
@@ -202,9 +218,7 @@ def test_tables(case: str, form: str) -> None:
         pytest.skip("a cosine does not see the sign")
     else:
         ours, other = (torch.cos, torch.sin) if form == "cos with sin" else (torch.sin, torch.cos)
-        ev = Evidence(
-            reference=ours(r), port=ours(p), kind="rope", inputs={"o": other(r)}, port_inputs={"o": other(p)}
-        )
+        ev = Evidence(reference=ours(r), port=ours(p), kind="rope", inputs={"o": other(r)}, port_inputs={"o": other(p)})
     if case == "interleaved columns" and form != "complex":
         class_ids = {e.class_id or h.class_id for h, e in explain(ev)}
         assert class_id in class_ids or "P4" in class_ids
@@ -221,7 +235,9 @@ def test_tables_without_companion(function: object) -> None:
 
 
 def test_position_ids() -> None:
-    ids = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(3), torch.arange(4), indexing="ij"), -1).reshape(-1, 3)
+    ids = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(3), torch.arange(4), indexing="ij"), -1).reshape(
+        -1, 3
+    )
     for port, class_id in (
         (ids + 1, "P2"),
         (ids[:, [0, 2, 1]], "P3"),
@@ -277,7 +293,9 @@ def test_rounding_is_silent(shape: tuple[int, ...], dtype: torch.dtype, kind: st
     assert not explain(ev)
 
 
-@pytest.mark.parametrize("value", [torch.zeros(2, 3, 4), torch.ones(1), torch.empty(0), torch.full((2, 4, 8), math.nan)])
+@pytest.mark.parametrize(
+    "value", [torch.zeros(2, 3, 4), torch.ones(1), torch.empty(0), torch.full((2, 4, 8), math.nan)]
+)
 def test_degenerate_values_do_not_raise(value: Tensor) -> None:
     for other in (value + 1, value, torch.ones(3, 5)):
         for kind in ("rope", "activation", "schedule"):

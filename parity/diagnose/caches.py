@@ -1,0 +1,463 @@
+"""Cache and state causes: wrong slot, stale or shared content, length, eviction, frozen indices (BUGS.md K1–K9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
+from parity.diagnose.roles import close, comparable, confidence, fitted, like_reference, limit, noise
+from parity.diagnose.rotary import arrangements, as_pairs, bands, pairings, same_table, turn
+from parity.diagnose.rotations import runs
+from parity.diagnose.slots import rows_of, slot_axes, slot_map
+
+AXES_OF_TIME = ("request", "segment", "chunk", "frame", "step", "call", "branch", "cfg", "pass")
+MOST_ELEMENTS = 30_000_000
+
+
+def _exact(ev: Evidence) -> float:
+    return max(1e-6, 3 * noise(ev))
+
+
+# --- stale values -------------------------------------------------------------------------------------------------------------
+
+
+def stale(ev: Evidence) -> Iterable[Explanation]:
+    """K2, K4, K5, K9: P equals R at other coordinates (and not R here); the axis says whose state it is."""
+    if not comparable(ev) or ev.reference.numel() > MOST_ELEMENTS or not _varied(ev.p):
+        return
+    for coords, value in _other_values(ev):
+        if value.shape != ev.r.shape or not close(ev.p, value, _exact(ev)) or close(ev.r, value, _exact(ev)):
+            continue
+        moved = {axis: (ev.coords.get(axis), at) for axis, at in coords.items() if ev.coords.get(axis) != at}
+        if not moved:
+            continue
+        axis = next((name for name in AXES_OF_TIME if name in moved), next(iter(moved)))
+        now, then = moved[axis]
+        place = ", ".join(f"{name} {at}" for name, at in coords.items())
+        class_id, why = _whose(ev, axis, now, then)
+        text = f"P equals the reference's value at {place}: {why}"
+        residual = ev.residual(value)
+        sure = 0.9 if ev.r.numel() >= 4 else 0.7
+        yield Explanation(
+            text, residual, confidence(ev, residual, sure), {"axis": axis, "here": now, "there": then}, class_id
+        )
+        return
+
+
+def _varied(x: Tensor) -> bool:
+    return x.numel() == 1 or bool((x != x.flatten()[0]).any())
+
+
+def _other_values(ev: Evidence) -> Iterator[tuple[Mapping[str, int], Tensor]]:
+    """Yield (coords, value) of the site elsewhere: neighbours of each axis first, then whatever earlier values there are."""
+    tried: list[dict[str, int]] = []
+    for axis, at in ev.coords.items():
+        for offset in (-1, 1, -2):
+            coords = {**ev.coords, axis: at + offset}
+            if coords in tried or at + offset < 0:
+                continue
+            tried.append(coords)
+            value = ev.ref_at(ev.site, coords)
+            if value is not None and value.shape == ev.reference.shape:
+                yield coords, as_float64(value)
+    for key, value in list(ev.earlier.items())[::-1][:32]:
+        if value.shape == ev.reference.shape:
+            yield _coords(key), as_float64(value)
+
+
+def _coords(key: str) -> dict[str, int]:
+    """Read coordinates from "site@frame=1,step=2" or "frame=1,step=2"; a key without any stands for itself as call −1."""
+    found = {}
+    for part in key.rpartition("@")[2].split(","):
+        axis, _, number = part.partition("=")
+        if number.strip().lstrip("-").isdigit():
+            found[axis.strip()] = int(number)
+    return found or {"call": -1}
+
+
+def _whose(ev: Evidence, axis: str, now: int | None, then: int) -> tuple[str, str]:
+    if axis == "request":
+        return "K4", "state of another request was not reset"
+    if axis in ("branch", "cfg"):
+        return "K5", "the state or cached output of the other guidance branch is used"
+    constant = ev.kind in ("schedule", "rope", "mask", "input")
+    before = now is None or then < now
+    if constant:
+        if axis == "step" and not before:
+            return "T5", "the next step's value is used"
+        return "K9", "it is not refreshed" if before else "it is advanced too early"
+    if ev.kind == "kv":
+        return ("K3", "the cache is not updated") if before else ("K2", "the cache holds a later value")
+    if axis == "step" and ev.kind == "latent":
+        return "K2", "an older latent is used" if before else "a later latent is used"
+    return "K5", "a cached output of an earlier call is reused" if before else "a later value overwrote it (aliasing)"
+
+
+# --- slots --------------------------------------------------------------------------------------------------------------------
+
+
+def cache_slots(ev: Evidence) -> Iterable[Explanation]:
+    """K1, K3, K6: the port's slots hold the reference's entries in other places, hold zeros, or hold older entries."""
+    if not _cache(ev) or not ev.same_shape or not comparable(ev):
+        return
+    for axis in slot_axes(tuple(ev.reference.shape)):
+        found = list(_slots_along(ev, axis))
+        if found:
+            yield from found
+            return
+
+
+def _cache(ev: Evidence) -> bool:
+    number = ev.reference.is_floating_point() or not ev.reference.is_complex()
+    return ev.kind == "kv" and number and 1 < ev.reference.numel() <= MOST_ELEMENTS and ev.reference.dim() >= 2
+
+
+def _slots_along(ev: Evidence, axis: int) -> Iterator[Explanation]:
+    ours, theirs = rows_of(ev.r, axis), rows_of(ev.p, axis)
+    mapped = slot_map(ours, theirs, _exact(ev))
+    if mapped is None:
+        return
+    n = len(ours)
+    wrong = torch.nonzero(~mapped.same).flatten()
+    if not len(wrong):
+        return
+    values = {"slots": n, "wrong": runs(wrong), "axis": axis}
+    if mapped.is_permutation:
+        yield from _permuted_slots(ev, mapped.source, n, axis)
+        return
+    if bool(mapped.zero[wrong].all()):
+        text, class_id = f"slots {runs(wrong)} of {n} are zero: entries were never written", "K1"
+        if len(wrong) == n or bool((torch.linalg.vector_norm(theirs, dim=1) == 0).all()):
+            text, class_id = "the cache is empty: nothing was ever written", "K3"
+        explained = ev.r.clone().index_fill(axis, wrong, 0.0)
+        yield from fitted(ev, explained, text, 0.93, class_id, **values)
+        return
+    yield from _shifted_slots(ev, mapped.source, n, axis)
+    yield from _older_slots(ev, axis, wrong)
+    known = mapped.source >= 0
+    if bool(known.all()):
+        lost = sorted(set(range(n)) - set(mapped.source.tolist()))
+        text = f"slots {runs(wrong)} hold copies of entries {runs(mapped.source[wrong])}; entries {runs(torch.tensor(lost))} are lost"
+        explained = ev.r.index_select(axis, mapped.source)
+        yield from fitted(ev, explained, text, 0.9, "K1", source=mapped.source.tolist()[:256], **values)
+
+
+def _permuted_slots(ev: Evidence, source: Tensor, n: int, axis: int) -> Iterator[Explanation]:
+    explained = ev.r.index_select(axis, source)
+    steps = torch.remainder(torch.arange(n) - source, n).unique()
+    if len(steps) == 1:
+        by = int(steps[0]) if int(steps[0]) <= n // 2 else int(steps[0]) - n
+        text = f"all entries are there but rolled by {by:+d} of {n} slots: the write index is off"
+        yield from fitted(ev, explained, text, 0.94, "K1", roll=by, axis=axis)
+        return
+    wrong = torch.nonzero(source != torch.arange(n)).flatten()
+    text = f"all entries are there in other slots: slots {runs(wrong)} hold entries {runs(source[wrong])}"
+    yield from fitted(ev, explained, text, 0.92, "K1", source=source.tolist()[:256], axis=axis)
+
+
+def _shifted_slots(ev: Evidence, source: Tensor, n: int, axis: int) -> Iterator[Explanation]:
+    """K6: entries moved by k slots over a run, and what fell out at one end was not replaced as it should have been."""
+    offset = source - torch.arange(n)
+    moved = torch.nonzero((source >= 0) & (offset != 0)).flatten()
+    if len(moved) < max(2, n // 3) or len(offset[moved].unique()) != 1:
+        return
+    by = int(offset[moved][0])
+    other = torch.nonzero(source < 0).flatten()
+    if len(other) > abs(by) + n // 8:
+        return
+    text = f"entries {runs(moved)} are moved by {-by:+d} slots against the reference: the window was rolled at the wrong time or by too much"
+    rest = f"; slots {runs(other)} hold something else" if len(other) else ""
+    explained = ev.p.clone().index_copy(axis, moved, ev.r.index_select(axis, source[moved]))
+    residual = ev.residual(explained)
+    if residual <= limit(ev):
+        yield Explanation(text + rest, residual, 0.85, {"offset": -by, "axis": axis}, "K6")
+
+
+def _older_slots(ev: Evidence, axis: int, wrong: Tensor) -> Iterator[Explanation]:
+    """K1, K3: the wrong slots hold what the reference held there before: a write that was skipped or went elsewhere."""
+    for coords, value in _other_values(ev):
+        if value.shape != ev.r.shape:
+            continue
+        explained = ev.r.index_copy(axis, wrong, value.index_select(axis, wrong))
+        if ev.residual(explained) <= limit(ev):
+            place = ", ".join(f"{name} {at}" for name, at in coords.items())
+            text = f"slots {runs(wrong)} still hold their entries of {place}: the write is missing"
+            class_id = "K3" if len(wrong) == ev.r.shape[axis] else "K1"
+            yield from fitted(ev, explained, text, 0.9, class_id, wrong=runs(wrong), axis=axis)
+            return
+
+
+def cache_length(ev: Evidence) -> Iterable[Explanation]:
+    """K3, K6, K1: the caches have different lengths: entries missing at one end, doubled, or kept too long."""
+    if ev.kind not in ("kv", "mask") or ev.same_shape or ev.reference.dim() != ev.port.dim() or ev.reference.dim() < 1:
+        return
+    if max(ev.reference.numel(), ev.port.numel()) > MOST_ELEMENTS or min(ev.reference.numel(), ev.port.numel()) == 0:
+        if ev.port.numel() == 0 and ev.reference.numel():
+            yield Explanation("the port's cache is empty", 0.0, 0.9, {}, "K3")
+        return
+    apart = [a for a in range(ev.reference.dim()) if ev.reference.shape[a] != ev.port.shape[a]]
+    if len(apart) != 1:
+        return
+    axis = apart[0]
+    if not ev.reference.is_floating_point():  # masks and frame numbers have their own tests
+        return
+    ours, theirs = rows_of(ev.r, axis), rows_of(ev.p, axis)
+    n, m = len(ours), len(theirs)
+    near = _exact(ev)
+    values = {"reference": n, "port": m, "axis": axis}
+    if m > n:
+        yield from _too_long(ours, theirs, near, values)
+        return
+    if close(theirs, ours[n - m :], near):
+        text = f"the port keeps only the newest {m} of {n} entries: the window is too short, or the oldest {n - m} were evicted too early"
+        yield Explanation(text, 0.0, 0.93, values, "K6")
+    elif close(theirs, ours[:m], near):
+        yield Explanation(
+            f"the newest {n - m} of {n} entries are missing: they were not written", 0.0, 0.93, values, "K3"
+        )
+    else:
+        yield Explanation(f"the port's cache has {m} entries, the reference's {n}", 0.0, 0.6, values, "K3")
+
+
+def _too_long(ours: Tensor, theirs: Tensor, near: float, values: dict[str, int]) -> Iterator[Explanation]:
+    n, m = len(ours), len(theirs)
+    extra = m - n
+    if extra <= n and (close(theirs[n:], ours[n - extra :], near) and close(theirs[:n], ours, near)):
+        yield Explanation(
+            f"the newest {extra} entries are there twice: one copy too many was appended", 0.0, 0.95, values, "K3"
+        )
+    elif m == 2 * n and close(theirs[0::2], ours, near) and close(theirs[1::2], ours, near):
+        yield Explanation("every entry is there twice in a row", 0.0, 0.95, values, "K3")
+    elif close(theirs[extra:], ours, near):
+        text = f"the port keeps {extra} older entries that the reference has evicted: the window is too long"
+        yield Explanation(text, 0.0, 0.93, values, "K6")
+    elif close(theirs[:n], ours, near):
+        rest = "zeros (unwritten slots)" if not bool(theirs[n:].any()) else "something else"
+        yield Explanation(f"{extra} entries follow the reference's {n}: {rest}", 0.0, 0.88, values, "K3")
+    else:
+        yield Explanation(f"the port's cache has {m} entries, the reference's {n}", 0.0, 0.6, values, "K3")
+
+
+# --- frames that are kept, indices that advance -------------------------------------------------------------------------------
+
+
+def kept_frames(ev: Evidence) -> Iterable[Explanation]:
+    """K1, K3, K6 on whole numbers that say which frames or positions a cache holds: another window, stride or order."""
+    if ev.kind not in ("kv", "mask") or not _whole(ev.reference) or not _whole(ev.port):
+        return
+    if ev.reference.numel() < 2 or ev.port.numel() < 1 or max(ev.reference.numel(), ev.port.numel()) > 1_000_000:
+        return
+    r, p = ev.r.flatten().long(), ev.p.flatten().long()
+    if r.shape == p.shape and torch.equal(r, p):
+        return
+    ours, theirs = r.unique().tolist(), p.unique().tolist()
+    if set(ours) <= {0, 1} and ev.kind == "mask":
+        return
+    lost, extra = [v for v in ours if v not in theirs], [v for v in theirs if v not in ours]
+    values = {"missing": lost[:32], "extra": extra[:32]}
+    if not lost and not extra:
+        if len(r) == len(p) and torch.equal(r.sort().values, p.sort().values):
+            text = "the cache holds the same entries in other slots"
+            roll = next((k for k in range(1, len(r)) if torch.equal(r.roll(k), p)), None)
+            if roll is not None:
+                by = roll if roll <= len(r) // 2 else roll - len(r)
+                text += f": rolled by {by:+d}"
+                values["roll"] = [by]
+            yield Explanation(text, 0.0, 0.88, values, "K1")
+        else:
+            yield Explanation("the cache holds the same entries another number of times", 0.0, 0.8, values, "K3")
+        return
+    yield from _named_frames(ours, theirs, lost, extra, values)
+
+
+def _named_frames(
+    ours: list[int], theirs: list[int], lost: list[int], extra: list[int], values: dict[str, list[int]]
+) -> Iterator[Explanation]:
+    stride_r, stride_p = _stride(ours), _stride(theirs)
+    if any(v < 0 for v in extra) and not lost:
+        yield Explanation("unwritten slots (negative positions) count as visible", 0.0, 0.88, values, "A2")
+    elif stride_r and stride_p and stride_r != stride_p and lost and extra:
+        text = f"every {_nth(stride_p)} entry is kept instead of every {_nth(stride_r)}: the dilation is {stride_p}, not {stride_r}"
+        yield Explanation(text, 0.0, 0.9, values | {"stride": [stride_r, stride_p]}, "K6")
+    elif not extra and theirs and max(lost) < min(theirs):
+        text = f"the oldest entries {_list(lost)} are missing: the window holds {len(theirs)} instead of {len(ours)}"
+        yield Explanation(text, 0.0, 0.92, values, "K6")
+    elif not extra and theirs and min(lost) > max(theirs):
+        text = f"the newest entries {_list(lost)} are missing: they were not written"
+        yield Explanation(text, 0.0, 0.92, values, "K3")
+    elif not lost and max(extra) < min(ours):
+        text = f"older entries {_list(extra)} are still there: the window holds {len(theirs)} instead of {len(ours)}"
+        yield Explanation(text, 0.0, 0.92, values, "K6")
+    elif not lost and min(extra) > max(ours):
+        text = f"later entries {_list(extra)} are there already: written one time too many or too early"
+        yield Explanation(text, 0.0, 0.88, values, "K3")
+    elif len(ours) == len(theirs) and len({b - a for a, b in zip(ours, theirs, strict=True)}) == 1:
+        text = f"all entries are numbered {theirs[0] - ours[0]:+d} against the reference"
+        yield Explanation(text, 0.0, 0.9, values | {"offset": [theirs[0] - ours[0]]}, "P2")
+    elif not extra:
+        text = f"entries {_list(lost)} are missing from the middle: overwritten or never written"
+        yield Explanation(text, 0.0, 0.85, values, "K1")
+    else:
+        text = f"the cache holds {_list(theirs)} instead of {_list(ours)}"
+        yield Explanation(text, 0.0, 0.7, values, "K1")
+
+
+def _stride(values: list[int]) -> int | None:
+    """Return the common step of the entries but for the newest (the own frame may be off the grid), or None."""
+    if len(values) < 3:
+        return None
+    steps = {b - a for a, b in pairwise(values)}
+    older = {b - a for a, b in pairwise(values[:-1])}
+    if len(steps) == 1:
+        return steps.pop()
+    return older.pop() if len(older) == 1 and len(values) > 3 else None
+
+
+def _nth(step: int) -> str:
+    return {1: "single", 2: "second", 3: "third", 4: "fourth"}.get(step, f"{step}th")
+
+
+def _list(values: list[int]) -> str:
+    return ", ".join(map(str, values[:8])) + (", …" if len(values) > 8 else "")
+
+
+def _whole(x: Tensor) -> bool:
+    return not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool
+
+
+def index(ev: Evidence) -> Iterable[Explanation]:
+    """P2 on a timestamp or counter: it does not advance, starts at one, or is advanced too early."""
+    if (
+        ev.kind not in ("schedule", "input", "rope", "kv")
+        or not ev.same_shape
+        or not ev.coords
+        or ev.reference.numel() > 4096
+    ):
+        return
+    if not (_whole(ev.reference) and _whole(ev.port)) or ev.reference.numel() == 0:
+        return
+    step = (ev.p - ev.r).unique()
+    if len(step) != 1 or int(step[0]) == 0:
+        return
+    by = int(step[0])
+    axis = next((name for name in ("frame", "segment", "chunk", "step") if name in ev.coords), next(iter(ev.coords)))
+    at = ev.coords[axis]
+    before = ev.ref_at(ev.site, {**ev.coords, axis: at - 1}) if at > 0 else None
+    values = {"offset": by, "axis": axis, "at": at}
+    if before is not None and before.shape == ev.reference.shape and bool((as_float64(before) == ev.p).all()):
+        text = f"the index does not advance: {axis} {at} still has that of {axis} {at - 1}"
+        yield Explanation(text, 0.0, 0.92, values, "P2")
+    elif by > 0 and at == 0 and not _agreed_before(ev):
+        yield Explanation(f"the index starts at {by} instead of 0 (offset {by:+d})", 0.0, 0.92, values, "P2")
+    elif by > 0 and _agreed_before(ev):
+        text = f"the index is advanced by {by} too early: earlier calls of this {axis} still agree"
+        yield Explanation(text, 0.0, 0.92, values, "P2")
+    elif ev.reference.numel() == 1:
+        yield Explanation(f"the index is offset by {by:+d}", 0.0, 0.85, values, "P2")
+
+
+def _agreed_before(ev: Evidence) -> bool:
+    """Say whether an earlier call of the same frame has the same value on both sides."""
+    for axis in ("step", "call"):
+        if ev.coords.get(axis, 0) > 0:
+            other = {**ev.coords, axis: ev.coords[axis] - 1}
+            a, b = ev.ref_at(ev.site, other), ev.port_at(ev.site, other)
+            if a is not None and b is not None and torch.equal(a, b):
+                return True
+    return False
+
+
+# --- content --------------------------------------------------------------------------------------------------------------------
+
+
+def noise_level(ev: Evidence) -> Iterable[Explanation]:
+    """K2: the context is cached at another noise level: P = (1 − s)·R + s·n with a known n, or the cache pass has σ > 0 for σ = 0."""
+    if ev.kind in ("schedule", "input") and ev.same_shape and 0 < ev.reference.numel() <= 64:
+        zero = not bool(ev.r.any()) and bool((ev.p > 0).all()) and float(ev.p.max()) <= 1000
+        if zero and ev.reference.is_floating_point() and float(ev.p.max() - ev.p.min()) < 1e-6:
+            text = f"σ = {float(ev.p.flatten()[0]):.6g} where the reference has 0: context is cached at a noise level instead of clean"
+            yield Explanation(text, 0.0, 0.75, {"sigma": float(ev.p.flatten()[0])}, "K2")
+        return
+    if not comparable(ev) or ev.kind not in ("latent", "input", "kv") or ev.reference.numel() < 64:
+        return
+    for name, n in like_reference(ev)[:8]:
+        difference = n - ev.r
+        s = float((difference * ev.d).sum() / difference.square().sum().clamp_min(1e-300))
+        if 1e-3 < s < 0.999:
+            text = f"P = {1 - s:.4g}·R + {s:.4g}·{name}: the context is at noise level {s:.4g} instead of clean"
+            found = fitted(ev, ev.r + s * difference, text, 0.88, "K2", sigma=s)
+            if found:
+                yield from found
+                return
+
+
+def unrotated_keys(ev: Evidence) -> Iterable[Explanation]:
+    """K7: cached keys differ by a rotation per position, θ = n·base^(−2j/d): one side caches before, the other after rotation."""
+    if ev.kind != "kv" or not comparable(ev) or not ev.reference.is_floating_point() or ev.reference.dim() < 3:
+        return
+    if ev.reference.numel() > 8_000_000:
+        return
+    tolerance = max(1e-5, 3 * noise(ev))
+    for arrangement in arrangements(tuple(ev.reference.shape)):
+        r, p = arrangement.fold(ev.r), arrangement.fold(ev.p)
+        if r.shape[1] < 2 or not close(r.norm(dim=-1), p.norm(dim=-1), tolerance):
+            continue
+        for source, pairing in pairings(arrangement.head).items():
+            table, rest = turn(as_pairs(p, pairing), as_pairs(r, pairing))
+            if rest > tolerance or not _positional(table):
+                continue
+            lines = [band for band in bands(table) if band.line is not None]
+            forward = float(lines[0].positions.mean()) > 0 if lines else True
+            text = (
+                "keys are cached before the rotary embedding"
+                if forward
+                else "keys are rotated once more than the reference's before they are cached"
+            )
+            yield Explanation(f"{text} ({source} pairs)", rest, 0.93, {"pairing": source, "rotated": not forward}, "K7")
+            return
+
+
+def _positional(table: Tensor) -> bool:
+    """Say whether a unit table [n, j] is e^{i·position·ω} in whole positions that advance, and not a constant turn or a sign."""
+    found = bands(table)
+    geometric = [band for band in found if band.line is not None]
+    if not geometric:
+        return False
+    band = max(geometric, key=lambda b: len(b.columns))
+    made = torch.exp(1j * band.positions[:, None] * band.omega)
+    steps = band.positions.diff()
+    advancing = float((steps > 0).double().mean()) > 0.5 or float((steps < 0).double().mean()) > 0.5
+    whole = float((band.positions - band.positions.round()).abs().max()) < 1e-2
+    return same_table(made, table[:, band.columns], 1e-3) and advancing and whole
+
+
+def shared_buffer(ev: Evidence) -> Iterable[Explanation]:
+    """K8: every slice of P along an axis is the reference's last one (one buffer, overwritten), or P is a later value of R."""
+    if not comparable(ev) or ev.reference.dim() < 2 or ev.reference.numel() < 8 or ev.kind in ("mask", "weight"):
+        return
+    for axis in range(min(3, ev.r.dim() - 1)):
+        size = ev.r.shape[axis]
+        if size < 2:
+            continue
+        last = ev.r.select(axis, size - 1).unsqueeze(axis)
+        first = ev.p.select(axis, 0).unsqueeze(axis)
+        if close(first.expand_as(ev.p), ev.p, 1e-9) and close(first, last, _exact(ev)) and _varied(last):
+            text = f"all {size} slices along axis {axis} are the reference's last one: they share one buffer that was overwritten"
+            yield from fitted(ev, last.expand_as(ev.p), text, 0.95, "K8", axis=axis)
+            return
+
+
+HYPOTHESES: tuple[Hypothesis, ...] = (
+    Hypothesis("stale value", "K5", stale, 0.8),
+    Hypothesis("cache slots", "K1", cache_slots, 0.75),
+    Hypothesis("cache length", "K3", cache_length, 0.8),
+    Hypothesis("kept frames", "K6", kept_frames, 0.75),
+    Hypothesis("index", "P2", index, 0.8),
+    Hypothesis("noise level of the context", "K2", noise_level, 0.6),
+    Hypothesis("keys before rotation", "K7", unrotated_keys, 0.7),
+    Hypothesis("shared buffer", "K8", shared_buffer, 0.85),
+)

@@ -1,4 +1,4 @@
-"""Differences in form that are no differences in meaning: the same values in another order along one axis, undone before anyone else looks.
+"""Differences in form that are no differences in meaning: another order along one axis, one more or one less rounding to the deployed dtype.
 
 A rotary convention that de-interleaves its output permutes q and k alike; the scores do not change. Such a divergence is benign only when the module that
 made it has an agreeing output.
@@ -6,6 +6,7 @@ made it has an agreeing output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -103,3 +104,31 @@ def _consumer_agrees(row: Row, module: str, agreeing: dict[tuple[str, tuple[tupl
             return True
         path = path.rpartition(".")[0]
     return False
+
+
+def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether two values differ by one rounding to a half precision: a constant kept wider, or a cast that one side does not make.
+
+    Either one is the other rounded, exactly; or the difference looks like what such a rounding leaves behind: as large as half a unit in the last place
+    at most, no gain, no offset. A wrong eps has a gain, another activation is smaller or larger.
+    """
+    if r.shape != p.shape or not (r.is_floating_point() and p.is_floating_point()) or r.numel() < 2:
+        return False
+    r, p = r.detach().double(), p.detach().double()
+    if not (torch.isfinite(r).all() and torch.isfinite(p).all()):
+        return False
+    for value, other in ((r, p), (p, r)):
+        if float((other.to(dtype).double() != value).double().mean()) < 1e-3:
+            return True
+    d = p - r
+    norm = float(torch.linalg.vector_norm(r))
+    error = float(torch.linalg.vector_norm(d)) / norm if norm > 0 else math.inf
+    unit = torch.finfo(dtype).eps / 2
+    if not 0.05 * unit <= error <= 0.75 * unit:
+        return False
+    gain = float((d * r).sum()) / norm**2
+    offset = float(d.mean()) / (float(r.std()) + 1e-300)
+    spread = 4 / math.sqrt(r.numel())
+    largest = float(d.abs().max()) / float(r.abs().max())
+    # A table is used many times: its few roundings do not average out as so many values would.
+    return abs(gain) <= (0.5 + spread) * error and abs(offset) <= (0.5 + spread) * error and largest <= 2 * unit

@@ -41,30 +41,41 @@ _MOVES = frozenset(
 )
 
 
-class OpLog(TorchDispatchMode):
-    """Log the operations of the window that ends at the record `key`. `watch` is given to the recorder."""
+class WindowsClosed(BaseException):
+    """Raised inside a run once everything that was wanted has been logged: the rest of the run is not needed."""
 
-    def __init__(self, key: str, known: frozenset[str]) -> None:
+
+class OpLog(TorchDispatchMode):
+    """Log the operations of several windows, each between two records. `watch` is given to the recorder.
+
+    starts: wanted record -> the last record before it that both sides have; None when there is none, so that logging begins at once.
+    """
+
+    def __init__(self, starts: Mapping[str, str | None]) -> None:
         super().__init__()
-        self.key, self.known = key, known
-        self.ops: list[Step] = []
-        self.window: tuple[Step, ...] = ()
+        self.windows: dict[str, tuple[Step, ...]] = {}
+        self._starts = dict(starts)
+        self._steps: list[Step] = []
+        self._open: dict[str, int] = {key: 0 for key, start in starts.items() if start is None}  # wanted record -> first step
         self._makers: dict[int, int] = {}  # id of a live tensor -> the step that made it
         self._alive: list[Tensor] = []
 
     def watch(self, record: Record) -> None:
-        """End the window at the wanted record; start it again at any other record that both sides have."""
-        if record.key == self.key and not self.window:
-            self.window = tuple(self.ops)
-        if record.key in self.known:
-            self.ops, self._makers, self._alive = [], {}, []
+        """Open windows after their first record, close them at their last, and stop the run when all are closed."""
+        if record.key in self._open:
+            self.windows[record.key] = _cut(self._steps, self._open.pop(record.key))
+        for key, start in self._starts.items():
+            if start == record.key and key not in self.windows:
+                self._open[key] = len(self._steps)
+        if not self._open:
+            self._steps, self._makers, self._alive = [], {}, []
+        if len(self.windows) == len(self._starts):
+            raise WindowsClosed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.window or len(self.ops) >= _MOST_OPS:
-            return func(*args, **kwargs)
-        source = source_line()
-        if source is None:  # the recorder's own arithmetic
+        source = source_line() if self._open and len(self._steps) < _MOST_OPS else None
+        if source is None:  # nothing is wanted, or the recorder itself is at work
             return func(*args, **kwargs)
         given = tensors_in((args, kwargs))
         inputs = tuple(_keep(t) for t in given)
@@ -74,9 +85,9 @@ class OpLog(TorchDispatchMode):
         made = tensors_in(result)
         op = Op(_RENAME.get(name, name).rstrip("_"), inputs, tuple(map(_keep, made)), read_scalars(func, args, kwargs), *source)
         for t in made:
-            self._makers[id(t)] = len(self.ops)
+            self._makers[id(t)] = len(self._steps)
             self._alive.append(t)
-        self.ops.append(Step(op, makers))
+        self._steps.append(Step(op, makers))
         return result
 
 
@@ -86,6 +97,11 @@ class Step:
 
     op: Op
     makers: tuple[int | None, ...]
+
+
+def _cut(steps: Sequence[Step], start: int) -> tuple[Step, ...]:
+    """Return the steps from `start` on, with makers counted from there."""
+    return tuple(Step(s.op, tuple(m - start if m is not None and m >= start else None for m in s.makers)) for s in steps[start:])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from parity.capture.environment import describe_environment
 from parity.capture.recorder import Override, Recorder
 from parity.case import Case, Setting, Side
+from parity.drilldown import WindowsClosed
 from parity.errors import ParityError, SideError
 from parity.names import NameMap
 from parity.result import format_key
@@ -103,7 +104,7 @@ def run_side(
                     complete=False,
                 ),
             )
-            with torch.no_grad(), recorder, around or nullcontext():
+            with torch.no_grad(), suppress(WindowsClosed), recorder, around or nullcontext():
                 side.run(model, inputs)
             return SideRun(recorder.trace, model)
     except ParityError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from parity.case import Case, Setting
 from parity.diagnose import diagnose
 from parity.diagnose.evidence import Evidence
+from parity.diagnose.locality import describe
 from parity.drilldown import Departure, OpLog, Step, describe_op, find_departure
 from parity.errors import SideError
 from parity.execute import Inject, Runs, SideRun, grafting, run_side
-from parity.result import Culprit, Divergence, Result
+from parity.result import Cause, Culprit, Divergence, Result, Row, format_key
 from parity.trace import Record, Trace
 
 Relabel = Mapping[str, Callable[[Tensor], Tensor]]
@@ -30,7 +31,6 @@ class Window:
     port_steps: tuple[Step, ...] = ()
     ref_model: Any = None
     port_model: Any = None
-    reference: Trace | None = None
     port: Trace | None = None
 
 
@@ -38,26 +38,24 @@ def explain(case: Case, setting: Setting, runs: Runs, result: Result, inject: In
     """Add culprit operations, causes and locality to a result with divergences."""
     assert result.first is not None
     targets = _targets(result)
+    looks = _look(case, setting, runs, [d for _, d in targets], inject, order)
     culprits: list[Culprit] = []
-    causes = []
+    causes: list[Cause] = []
     divergences = {id(d): d for d in result.divergences}
     for i, (culprit, divergence) in enumerate(targets):
-        window = _look(case, setting, runs, divergence, inject, order)
-        culprits.append(_with_operation(culprit, divergence, window, runs))
-        evidence = gather(case, divergence, runs, window, culprit.module)
+        window = looks.get(divergence.key, Window())
+        culprits.append(_with_operation(culprit, divergence, window))
+        evidence = gather(case, divergence, runs, window, culprit.module, result.rows)
         if evidence is None:
             continue
         if i == 0:
             causes = list(diagnose(evidence))
-        places = _locality(evidence)
-        divergences[id(divergence)] = replace(divergence, locality=places)
-    first = divergences.get(id(result.first), result.first)
-    rest = result.culprits[len(culprits) :] if len(result.culprits) > len(culprits) else ()
+        divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
     return replace(
         result,
-        first=first,
+        first=divergences.get(id(result.first), result.first),
         culprit=culprits[0] if culprits else result.culprit,
-        culprits=(*culprits, *rest),
+        culprits=(*culprits, *(c for c in result.culprits if c.module not in {known.module for known in culprits})),
         causes=tuple(causes),
         divergences=tuple(divergences[id(d)] for d in result.divergences),
     )
@@ -67,38 +65,59 @@ def _targets(result: Result) -> list[tuple[Culprit, Divergence]]:
     """Return what to look into: the first divergence, then the other independent culprits."""
     assert result.first is not None and result.culprit is not None
     found = [(result.culprit, result.first)]
-    by_key = {}
-    for divergence in result.divergences:
-        if divergence.tier == "isolation":
-            by_key.setdefault(divergence.key, divergence)
+    by_key = {d.key: d for d in reversed(result.divergences) if d.tier == "isolation"}
     for culprit in result.culprits:
-        divergence = by_key.get(Divergence(culprit.site, culprit.coords, "", "", 0, 0).key)
+        divergence = by_key.get(format_key(culprit.site, culprit.coords))
         if divergence is not None and culprit.module != result.culprit.module:
             found.append((culprit, divergence))
     return found[:_MOST_CULPRITS]
 
 
-def _look(case: Case, setting: Setting, runs: Runs, divergence: Divergence, inject: Inject | None, order: Relabel) -> Window:
-    """Run both sides once more, upcast and on the reference's values, with operations logged just before the divergence."""
-    if runs.precise is None or divergence.metric in ("missing", "extra"):
-        return Window()
-    known = frozenset(record.key for record in runs.precise) & frozenset(record.key for record in runs.port)
+def _look(
+    case: Case, setting: Setting, runs: Runs, targets: list[Divergence], inject: Inject | None, order: Relabel
+) -> dict[str, Window]:
+    """Run both sides once more, upcast and on the reference's values, with operations logged just before each divergence."""
+    if runs.precise is None:
+        return {}
+    port_trace = runs.isolated or runs.port
+    keys = [d.key for d in targets if d.key in runs.precise and d.key in port_trace]
+    if not keys:
+        return {}
     found: dict[str, tuple[OpLog, SideRun]] = {}
     for which, change in (("reference", None), ("port", inject)):
-        log = OpLog(divergence.key, known)
+        log = OpLog({key: _before(key, runs.precise, port_trace, which) for key in keys})
         override = grafting(runs.precise, order if which == "port" else None)
+        wanted = frozenset(keys)
         try:
             side = run_side(
-                case, which, setting, inject=change, upcast=True, override=override, watch=log.watch, around=log
+                case,
+                which,
+                setting,
+                inject=change,
+                upcast=True,
+                override=override,
+                watch=log.watch,
+                around=log,
+                keep=lambda site, coords, wanted=wanted: format_key(site, coords) in wanted,
             )
         except SideError:
-            return Window()
+            return {}
         found[which] = (log, side)
     (ref_log, ref), (port_log, port) = found["reference"], found["port"]
-    return Window(ref_log.window, port_log.window, ref.model, port.model, ref.trace, port.trace)
+    return {
+        key: Window(ref_log.windows.get(key, ()), port_log.windows.get(key, ()), ref.model, port.model, port.trace) for key in keys
+    }
 
 
-def _with_operation(culprit: Culprit, divergence: Divergence, window: Window, runs: Runs) -> Culprit:
+def _before(key: str, reference: Trace, port: Trace, which: str) -> str | None:
+    """Return the last record before `key` that both sides have, in the order of the side that will be logged."""
+    own, other = (reference, port) if which == "reference" else (port, reference)
+    record = own.get(key)
+    earlier = own.records[: record.order] if record is not None else ()
+    return next((r.key for r in reversed(earlier) if r.key in other and r.role != "state"), None)
+
+
+def _with_operation(culprit: Culprit, divergence: Divergence, window: Window) -> Culprit:
     if not window.ref_steps and not window.port_steps:
         return culprit
     value = window.port.tensor(divergence.key) if window.port is not None else None
@@ -120,7 +139,9 @@ def _with_operation(culprit: Culprit, divergence: Divergence, window: Window, ru
     )
 
 
-def gather(case: Case, divergence: Divergence, runs: Runs, window: Window, module: str) -> Evidence | None:
+def gather(
+    case: Case, divergence: Divergence, runs: Runs, window: Window, module: str, rows: Sequence[Row]
+) -> Evidence | None:
     """Collect what a hypothesis may look at. None when one side has no full tensor."""
     isolated = divergence.tier == "isolation" or _isolated_shows(divergence, runs)
     reference = runs.precise if isolated and runs.precise is not None else runs.reference
@@ -152,7 +173,7 @@ def gather(case: Case, divergence: Divergence, runs: Runs, window: Window, modul
         earlier={
             rec.key: t for rec in reference if rec.site == divergence.site and rec.order < divergence.order and (t := reference.tensor(rec.key)) is not None
         },
-        table=[],
+        table=[(row.site, row.coords, row.error, row.floor) for row in rows if row.site == divergence.site],
     )
 
 
@@ -241,12 +262,6 @@ def _scalars(module: nn.Module) -> dict[str, Any]:
         if isinstance(value, (bool, int, float, str)) or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)):
             found[name] = value
     return found
-
-
-def _locality(evidence: Evidence) -> tuple[str, ...]:
-    from parity.diagnose.locality import describe
-
-    return tuple(describe(evidence))
 
 
 def _relative(source: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parity import floors as floors_
 from parity.align import Alignment, align
-from parity.benign import excuse_permutations
+from parity.benign import excuse_permutations, is_rounding
 from parity.capture.environment import environment_differences
 from parity.case import Case, Fault, Setting, Variation
 from parity.judge import judge, measure, own_errors
@@ -94,6 +94,7 @@ def run_case(
         evidence = case.names.evidence()
         rows = [replace(row, how=evidence.get(row.site, row.how)) for row in rows]
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
+        rows = _excuse_rounding(rows, reference, port, setting, notes)
         divergences = judge(rows, alignment, reference, port)
         notes += [*alignment.notes, *benign]
     local: list[Divergence] = []
@@ -166,24 +167,25 @@ def _isolate(
     runs.isolated = port
     alignment = align(precise, port, allowed=case.allow_unaligned)
     own = measure(alignment.pairs, precise, port, limits)
-    own = [replace(r, diverged=False) if r.site in order or _is_rounding(r, precise, port, setting) else r for r in own]
+    own = [replace(r, diverged=False) if r.site in order else r for r in own]
+    own = _excuse_rounding(own, precise, port, setting, notes)
     found = judge(own, replace(alignment, missing=(), extra=()), precise, port, tier="isolation")
     alone = {row.key: row.error for row in own}
     return without_echoes(found), [replace(row, isolated=alone.get(row.key, float("nan"))) for row in rows]
 
 
-def _is_rounding(row: Row, precise: Trace, port: Trace, setting: Setting) -> bool:
-    """Tell whether one side's value is the other's rounded to the deployed half precision: a constant kept in another precision."""
-    if not row.diverged or not floors_.is_low_precision(setting.dtype):
-        return False
-    r, p = precise.tensor(row.key), port.tensor(row.key)
-    if r is None or p is None or r.shape != p.shape or not r.is_floating_point() or not p.is_floating_point():
-        return False
-    for value, other in ((r, p), (p, r)):
-        rounded = other.to(setting.dtype).to(value.dtype)
-        if float((rounded != value).double().mean()) < 1e-3 + 2.0 / value.numel() and bool((rounded != other).any()):
-            return True
-    return False
+def _excuse_rounding(rows: list[Row], reference: Trace, port: Trace, setting: Setting, notes: list[str]) -> list[Row]:
+    """In a half-precision deployment, take back divergences that are one rounding to that precision."""
+    if not floors_.is_low_precision(setting.dtype):
+        return rows
+    kept = []
+    for row in rows:
+        r, p = (reference.tensor(row.key), port.tensor(row.key)) if row.diverged else (None, None)
+        if r is not None and p is not None and is_rounding(r, p, setting.dtype):
+            notes.append(f"{row.site}: differs by one rounding to {str(setting.dtype).removeprefix('torch.')}: kept in another precision")
+            row = replace(row, diverged=False, how="rounding")
+        kept.append(row)
+    return kept
 
 
 def _conclude(

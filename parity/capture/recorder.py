@@ -91,7 +91,6 @@ class Recorder:
 
     # -- records ------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def record(self, site: str, value: Tensor, kind: str, role: str) -> Tensor | None:
         """Write one tensor down; return its replacement in the run, or None."""
         if self._paused or _is_fake(value):
@@ -111,8 +110,8 @@ class Recorder:
             seen, layout = value, f"{target.layout} (does not fit)"
         coords = self._coords(target.site)
         keep = self.keep(target.site, coords)
-        tensor = seen.detach().clone(memory_format=torch.contiguous_format) if keep else None
         with self._pause():
+            tensor = seen.detach().clone(memory_format=torch.contiguous_format) if keep else None
             full = self.digests or not keep
             record = Record(
                 site=target.site,
@@ -147,10 +146,11 @@ class Recorder:
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
-        """Nothing the recorder itself computes is recorded."""
+        """Nothing the recorder itself computes is recorded, or seen by anybody's torch function modes."""
         self._paused += 1
         try:
-            yield
+            with torch._C.DisableTorchFunction():
+                yield
         finally:
             self._paused -= 1
 
@@ -163,7 +163,7 @@ class Recorder:
     def _attach_modules(self, probe: Modules) -> None:
         wanted, skipped = re.compile(probe.pattern), re.compile(probe.skip) if probe.skip else None
         for path, module in probe.root.named_modules():
-            site = probe.prefix + path if path else probe.prefix + probe.name if probe.prefix else probe.name
+            site = probe.prefix + (path or probe.name)
             observed = bool(wanted.fullmatch(path)) and not (skipped and skipped.fullmatch(path))
             before = functools.partial(self._before, probe, site, observed)
             after = functools.partial(self._after, probe, site, observed)

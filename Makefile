@@ -1,0 +1,49 @@
+# Two commands: `make parity` and `make test`. Each target sets up what it needs, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup parity test gauntlet bench lint format typecheck goldens clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv and install everything, pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "parity needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[systems,dev]'
+	@touch $@
+
+parity: setup ## run every case of every system; table and reports/index.html
+	$(BIN)/parity run --html reports
+
+test: setup ## the regression suite
+	$(BIN)/python -m pytest
+
+gauntlet: setup ## all faults and variations; writes docs/GAUNTLET.md
+	$(BIN)/parity gauntlet --jobs 2 --markdown docs/GAUNTLET.md --json reports/gauntlet.json
+
+goldens: setup ## verify the goldens that are kept in git
+	$(BIN)/parity golden verify fixtures/*/golden/*.safetensors
+
+bench: setup ## cost of capturing and comparing on this machine
+	$(BIN)/parity bench --json reports/bench.json
+
+lint: setup ## ruff format, ruff, mypy --strict on parity/
+	$(BIN)/ruff format --check parity reference ported fixtures tests
+	$(BIN)/ruff check parity reference ported fixtures tests
+	$(BIN)/mypy
+
+format: setup ## format the code
+	$(BIN)/ruff format parity reference ported fixtures tests
+	$(BIN)/ruff check --fix parity reference ported fixtures tests
+
+clean: ## remove the environment, caches and reports
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find reports -mindepth 1 ! -name .gitkeep -delete

@@ -1,0 +1,124 @@
+"""`parity capture`: record a trace of a script or a callable that was never written for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import runpy
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from parity.capture.environment import describe_environment
+from parity.capture.probes import Modules
+from parity.capture.recorder import Recorder
+from parity.errors import CaseError, ParityError, SideError
+from parity.names import NameMap, load_names
+from parity.store import TraceWriter
+from parity.trace import Manifest
+
+
+def capture_command(target: str, args: list[str], out: Path, modules: str, model: str, full: bool, names: Path | None) -> int:
+    """Run `target` (a script, or package.module:callable) and record the root modules it calls; return the number of records."""
+    try:
+        re.compile(modules)
+    except re.error as error:
+        raise CaseError(f"--modules {modules!r} is no regular expression: {error}") from None
+    work = _resolve(target, args)
+    name_map = load_names(names) if names is not None else NameMap()
+    manifest = Manifest(environment=describe_environment(), complete=False, notes=(f"captured from {target}",))
+    with TraceWriter(out, manifest) as writer, RootCapture(writer, modules, model, full, name_map) as roots:
+        try:
+            work()
+        except SystemExit as stop:
+            if stop.code not in (None, 0):
+                raise SideError(f"{target} stopped with status {stop.code}; the trace in {out} is incomplete") from stop
+        except ParityError:
+            raise
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise SideError(f"{target} failed: {type(error).__name__}: {line}; the trace in {out} is incomplete") from error
+    if not roots.count:
+        raise CaseError(f"{target} called no module" + (f" of class {model}" if model else "") + ": nothing was recorded")
+    return roots.count
+
+
+class RootCapture:
+    """Attach a recorder to each root module when it is first called (a root is called while no other module runs)."""
+
+    def __init__(self, writer: TraceWriter, pattern: str, model: str, full: bool, names: NameMap) -> None:
+        self.writer, self.pattern, self.model, self.full, self.names = writer, pattern, model, full, names
+        self.recorders: dict[int, tuple[nn.Module, Recorder]] = {}
+        self.count = 0
+        self._depth = 0
+
+    def __enter__(self) -> RootCapture:
+        self._handles = [
+            nn.modules.module.register_module_forward_pre_hook(self._before),
+            nn.modules.module.register_module_forward_hook(self._after, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for _, recorder in self.recorders.values():
+            recorder.__exit__(kind, *rest)
+
+    def write(self, record: Any, tensor: Any) -> None:
+        """Give records their place in the one order of the whole run."""
+        self.writer.write(dataclasses.replace(record, order=self.count), tensor)
+        self.count += 1
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if self._depth == 0 and id(module) not in self.recorders and (not self.model or type(module).__name__ == self.model):
+            index = len(self.recorders)
+            prefix = "" if index == 0 else f"{type(module).__name__}.{index}."
+            probe = Modules(module, pattern=self.pattern, prefix=prefix)
+            recorder = Recorder([probe], keep=self.full, names=self.names, sink=self)
+            recorder.__enter__()
+            self.recorders[id(module)] = (module, recorder)
+            # The root's own hook was attached too late for the call that has just begun: begin it by hand.
+            list(module._forward_pre_hooks.values())[-1](module, args, {})
+        self._depth += 1
+
+    def _after(self, module: nn.Module, args: Any, result: Any) -> None:
+        self._depth -= 1
+
+
+def _resolve(target: str, args: list[str]) -> Any:
+    if target.endswith(".py"):
+        path = Path(target)
+        if not path.is_file():
+            raise CaseError(f"no script at {target}")
+        return lambda: _run_script(path, args)
+    name, _, attribute = target.partition(":")
+    if not attribute:
+        raise CaseError(f"{target} is neither a script.py nor package.module:callable")
+    sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise CaseError(f"cannot load {target}: {error}") from None
+    return lambda: function(*args)
+
+
+def _run_script(path: Path, args: list[str]) -> None:
+    with _arguments([str(path), *args], str(path.resolve().parent)), torch.no_grad():
+        runpy.run_path(str(path), run_name="__main__")
+
+
+@contextmanager
+def _arguments(argv: list[str], folder: str) -> Any:
+    before, path = sys.argv, list(sys.path)
+    sys.argv = argv
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = before, path

@@ -1,0 +1,125 @@
+"""The pytest plugin: the `assert_parity` fixture, cases as parametrised tests, reports of what failed.
+
+Options: `--parity-report DIR` writes HTML reports of every result; `--parity-update` rewrites goldens that tests make. A test marked
+`@pytest.mark.parity("waypoint")` (or "waypoint/frames", or nothing for every case) runs once for each case, which it gets as the fixture `parity_case`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from parity.case import Case
+    from parity.result import Result
+
+
+@dataclass
+class ReportBook:
+    """Results of one session; reports are written as they come, the index at the end."""
+
+    folder: Path | None
+    results: list[Result] = field(default_factory=list)
+
+    def add(self, result: Result, media: Any = None) -> Result:
+        """Keep a result and write its page when reports were asked for."""
+        if self.folder is not None:
+            from parity.session import report_path, write_one
+
+            result = replace(result, report=str(report_path(result, self.folder)))
+            write_one(result, media, self.folder)
+        self.results.append(result)
+        return result
+
+
+_BOOK = pytest.StashKey[ReportBook]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("parity")
+    group.addoption("--parity-report", metavar="DIR", default=None, help="write HTML parity reports to DIR")
+    group.addoption("--parity-update", action="store_true", help="let tests rewrite the goldens that they own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker and open the report book."""
+    config.addinivalue_line("markers", "parity(case): run this test for the parity cases of that name (system or system/case)")
+    folder = config.getoption("--parity-report")
+    config.stash[_BOOK] = ReportBook(Path(folder) if folder else None)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `parity_case` one value for each case that the marker names."""
+    if "parity_case" not in metafunc.fixturenames:
+        return
+    from parity.discover import choose_cases, find_systems
+
+    marker = metafunc.definition.get_closest_marker("parity")
+    names = [str(a) for a in marker.args] if marker else []
+    cases = choose_cases(find_systems(metafunc.config.rootpath), names)
+    metafunc.parametrize("parity_case", cases, ids=[case.label for case in cases])
+
+
+@pytest.fixture
+def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Result]:
+    """Fixture: `assert_parity(reference, port, inputs)` or `assert_parity(case)`; fails with a message to act on."""
+    book = request.config.stash[_BOOK]
+
+    def run(reference: Any, port: Any = None, inputs: Any = None, **options: Any) -> Result:
+        from parity.case import Case
+        from parity.errors import ParityFailure
+        from parity.report.text import failure_message
+
+        __tracebackhide__ = True
+        if isinstance(reference, Case):
+            result = _run_case(reference, book, options)
+        else:
+            from parity.api import check
+
+            result = book.add(check(reference, port, inputs, label=request.node.name, **options))
+        if result.verdict != "match":
+            raise ParityFailure(failure_message(result))
+        return result
+
+    return run
+
+
+@pytest.fixture
+def parity_update(request: pytest.FixtureRequest) -> bool:
+    """Whether `--parity-update` was given: only then may a test change a golden."""
+    return bool(request.config.getoption("--parity-update"))
+
+
+def _run_case(case: Case, book: ReportBook, options: dict[str, Any]) -> Result:
+    from parity.run import run_case
+
+    result, runs = run_case(case, **options)
+    media = None
+    if book.folder is not None:
+        from parity.media import collect_media
+
+        media = collect_media(case, runs)
+    return book.add(result, media)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Write the index of the reports."""
+    yield
+    book = session.config.stash.get(_BOOK, None)
+    if book is not None and book.folder is not None and book.results:
+        from parity.report.html import write_index
+
+        write_index(book.results, book.folder / "index.html")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say where the reports are."""
+    book = terminalreporter.config.stash.get(_BOOK, None)
+    if book is not None and book.folder is not None and book.results:
+        terminalreporter.write_line(f"parity reports: {book.folder / 'index.html'}")

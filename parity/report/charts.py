@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,10 +11,10 @@ from markupsafe import Markup
 
 from parity.report.pixels import Heat, draw_heat, error_colours
 from parity.report.svg import Chart, Point, Series, draw
-from parity.report.wording import number, place
+from parity.report.wording import clip, number, place
 from parity.result import Row
 
-BINS = 480
+BINS = 240
 MAX_POINTS = 60
 GROUPS, PLACES = 32, 30
 
@@ -26,13 +27,15 @@ def growth(rows: Sequence[Row]) -> Markup:
     worst = [max((rows[i] for i in part), key=_severity) for part in bins]
     starts = [float(part[0]) for part in bins]
     over = [row.error if row.diverged else math.nan for row in worst]
+    equal = [0.0 if row.error == 0 else math.nan for row in worst]  # a line of its own, or the chart is a comb
     first = next(((start, row) for start, row in zip(starts, worst, strict=True) if row.diverged), None)
     return draw(
         Chart(
             title="error along the execution",
             series=(
-                Series("floor", starts, [row.floor for row in worst], "floor"),
-                Series("error", starts, [row.error for row in worst], "error"),
+                Series("floor", starts, [row.floor or math.nan for row in worst], "floor"),
+                Series("equal", starts, equal, "soft"),
+                Series("error", starts, [row.error or math.nan for row in worst], "error"),
                 Series("diverged", starts, over, "over"),
             ),
             points=() if first is None else (Point(first[0], first[1].error, _hover(first[1])),),
@@ -84,14 +87,14 @@ def overview(rows: Sequence[Row]) -> Markup:
     places = list(dict.fromkeys(_frozen(row.coords) for row in rows))
     if len(places) < 2:
         return Markup("")
-    depth = _depth(rows)
-    groups = list(dict.fromkeys(_group(row.site, depth) for row in rows))
+    group_of = _groups(list(dict.fromkeys(row.site for row in rows)))
+    groups = list(dict.fromkeys(group_of[row.site] for row in rows))
     tall, wide = -(-len(groups) // GROUPS), -(-len(places) // PLACES)
     rank_group = {name: i // tall for i, name in enumerate(groups)}
     rank_place = {key: i // wide for i, key in enumerate(places)}
     cells: dict[tuple[int, int], Row] = {}
     for row in rows:
-        cell = rank_group[_group(row.site, depth)], rank_place[_frozen(row.coords)]
+        cell = rank_group[group_of[row.site]], rank_place[_frozen(row.coords)]
         if cell not in cells or _severity(row) > _severity(cells[cell]):
             cells[cell] = row
     error = np.full((max(rank_group.values()) + 1, max(rank_place.values()) + 1), np.nan)
@@ -112,7 +115,7 @@ def overview(rows: Sequence[Row]) -> Markup:
             row_label="sites in the order of execution",
             column_label=", ".join(dict(places[0]) or dict(places[-1])) or "coordinates",
             describe=describe,
-            rows=tuple(groups[i] for i in range(0, len(groups), tall)),
+            rows=tuple(clip(groups[i], 40) for i in range(0, len(groups), tall)),
             columns=tuple(",".join(str(v) for _, v in places[i]) or "–" for i in range(0, len(places), wide)),
             width=960,
         )
@@ -155,14 +158,20 @@ def _frozen(coords: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     return tuple(coords.items())
 
 
-def _group(site: str, depth: int) -> str:
-    return ".".join(site.split(".")[:depth])
-
-
-def _depth(rows: Sequence[Row]) -> int:
-    """How many parts of a site's name still give few enough groups."""
-    sites = {row.site for row in rows}
-    for depth in (4, 3, 2):
-        if len({_group(site, depth) for site in sites}) <= GROUPS:
-            return depth
-    return 2
+def _groups(sites: Sequence[str]) -> dict[str, str]:
+    """Name each site's group: a prefix of its dotted name, the largest families split further while there is room."""
+    parts = {site: site.split(".") for site in sites}
+    group_of = {site: parts[site][0] for site in sites}
+    while True:
+        families: dict[str, list[str]] = {}
+        for site, group in group_of.items():
+            families.setdefault(re.sub(r"\d+", "#", group), []).append(site)
+        for members in sorted(families.values(), key=len, reverse=True):
+            # The blocks of a stack are split together, so that equal ones look equal.
+            finer = {site: ".".join(parts[site][: group_of[site].count(".") + 2]) for site in members}
+            changed = any(finer[site] != group_of[site] for site in members)
+            if changed and len(set((group_of | finer).values())) <= GROUPS:
+                group_of |= finer
+                break
+        else:
+            return group_of

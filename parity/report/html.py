@@ -27,7 +27,7 @@ from parity.report.frames import FramesView, frames_view
 from parity.report.media import Media
 from parity.report.payload import MAX_BYTES, payload
 from parity.report.views import Figure, Figures, kv_figure, kv_overview, mask_figure, rope_figure, worst_first
-from parity.result import Result
+from parity.result import Culprit, Result
 from parity.video import ClipComparison
 
 MAX_PAGE = 1_950_000  # bytes
@@ -106,7 +106,7 @@ def _context(result: Result, media: Media) -> dict[str, Any]:
         "axes": per_axis(result.rows),
         "overview": overview(result.rows),
         "environment": _environment(result.environment),
-        "others": [c for c in result.culprits if c != result.culprit],
+        "culprits": _by_line(result),
         "frames": frames,
         "views": groups,
         "seconds": wording.total_seconds(result),
@@ -128,6 +128,19 @@ def _nav(result: Result, context: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("environment", "Environment", bool(context["environment"]["rows"])),
     ]
     return [(anchor, name) for anchor, name, there in sections if there]
+
+
+def _by_line(result: Result) -> list[tuple[Culprit, list[str]]]:
+    """The first culprit, then the others; modules that depart at one source line make one entry."""
+    culprits = dict.fromkeys(c.module for c in result.culprits)
+    found: dict[object, tuple[Culprit, list[str]]] = {}
+    for culprit in (*((result.culprit,) if result.culprit else ()), *result.culprits):
+        key = (culprit.operation, culprit.source) if culprit.source else culprit.module
+        entry = found.setdefault(key, (culprit, []))
+        if culprit.module != entry[0].module and culprit.module in culprits:
+            entry[1].append(culprit.module)
+            del culprits[culprit.module]
+    return list(found.values())
 
 
 def _figures(views: Sequence[Any], make: Callable[[Any], Figure]) -> Figures:

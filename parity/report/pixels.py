@@ -38,7 +38,7 @@ def draw_heat(heat: Heat) -> Markup:
     rows, columns = heat.colours.shape[:2]
     if rows == 0 or columns == 0:
         return Markup("")
-    left, top, below = 8.0 + 6.2 * min(28, max((len(r) for r in heat.rows), default=3)), 22.0, 32.0
+    left, top, below = 10.0 + 6.7 * max((len(r) for r in heat.rows), default=3), 22.0, 32.0
     wide = heat.width - left - 6.0
     tall = min(max(rows * min(wide / columns, 18.0), 44.0), 420.0, wide * 0.8)
     step_x, step_y = wide / columns, tall / rows

@@ -69,10 +69,9 @@ def kv_figure(view: KvView) -> Figure:
     worst = 0.0
     if view.error is not None and np.shape(view.error) == reference.shape:
         error = np.asarray(view.error, np.float64)
+        names = tuple(clip(name, 16) for name in view.rows)
         worst = float(np.nanmax(np.where(np.isnan(error), 0, error), initial=0.0))
-        pictures.append(
-            _error_heat("error of each entry", error, view.floor, view.row_label, view.column_label, view.rows)
-        )
+        pictures.append(_error_heat("error of each entry", error, view.floor, view.row_label, view.column_label, names))
     sentence = _kv_sentence(view, reference, port, wrong)
     if worst > view.floor:
         sentence += f" Worst error of an entry: {number(worst)}."
@@ -116,8 +115,8 @@ def _held(view: KvView, side: str, held: NDArray[Any], wrong: NDArray[np.bool_])
             column_label=view.column_label,
             describe=describe if small else None,
             marks=mark if small else None,
-            rows=view.rows if small else (),
-            columns=view.columns if small else (),
+            rows=tuple(clip(name, 16) for name in view.rows) if small else (),
+            columns=tuple(clip(name, 16) for name in view.columns) if small else (),
             hover=HOVER_CELLS,
         )
     )

@@ -99,6 +99,21 @@ def test_a_divergence_is_told_in_full() -> None:
         assert words in text, words
 
 
+def test_culprits_of_one_line_are_told_once() -> None:
+    base = diverged()
+    assert base.culprit is not None
+    same = tuple(replace(base.culprit, module=f"blocks.{i}.attn.rope") for i in range(2, 16))
+    text = Page(report_html(replace(base, culprits=(*same, *base.culprits)))).text
+    assert text.count("ported/waypoint/rope.py:41") == 1
+    assert "the same line departs in blocks.3.attn.rope, blocks.4.attn.rope," in text
+    assert "blocks.10.attn.rope and 5 more" in text
+    assert "Independent culprits 1 each departs" in text
+    unplaced = tuple(replace(c, source=None) for c in same[:3])
+    with_first, without = (replace(base, culprits=unplaced, culprit=first) for first in (unplaced[0], None))
+    assert "Independent culprits 2 each departs" in Page(report_html(with_first)).text
+    assert "Independent culprits 3 each departs" in Page(report_html(without)).text
+
+
 def test_sections_and_anchors_agree() -> None:
     for result, views in ((match(), None), (diverged(), media()), (incomparable(), None)):
         page = Page(report_html(result, views))

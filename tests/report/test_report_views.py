@@ -166,6 +166,14 @@ def test_charts_stay_inside_their_frame(values: list[float], log: bool) -> None:
     assert all(0 <= float(x) <= chart.width and 0 <= float(y) <= chart.height for x, y in found)
 
 
+def test_the_largest_groups_of_sites_are_split() -> None:
+    base = rows()[0]
+    sites = [f"model.blocks.{i}.attn.{part}" for i in range(12) for part in "qkvo"] + ["latent", "patch.in"]
+    made = [replace(base, site=site, coords={"frame": frame}) for frame in range(2) for site in sites]
+    names = re.findall(r'class="tick end"[^>]*>([^<]*)<', overview(made))
+    assert names == [*(f"model.blocks.{i}.attn" for i in range(12)), "latent", "patch.in"]
+
+
 def test_nothing_to_draw_is_nothing() -> None:
     assert draw(Chart("c", (Series("s", [0.0], [math.nan]),))) == ""
     assert draw(Chart("c", ())) == ""

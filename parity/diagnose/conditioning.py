@@ -6,6 +6,7 @@ Classes: C1 C2 C3 C5 C6 C9 N5 N6 of the bug list.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import permutations
 
@@ -118,8 +119,23 @@ def other_record(ev: Evidence) -> Iterator[Explanation]:
         residual = accept(ev, other)
         if residual is not None and sites[i] not in ev.inputs:
             text = f"P equals the reference's {sites[i]} instead of {ev.site}"
-            yield Explanation(text, residual, sure(ev, residual, 0.95), {"equals": sites[i]})
+            class_id, why = _sibling(ev, sites[i])
+            yield Explanation(text + why, residual, sure(ev, residual, 0.95), {"equals": sites[i]}, class_id)
             return
+
+
+def _sibling(ev: Evidence, site: str) -> tuple[str, str]:
+    """C2, unless the equal record is another part of the same list of arguments (D3) or comes from a twin with other
+    weights (D2)."""
+    same_list = ".in." in site and re.sub(r"\d+$", "#", site) == re.sub(r"\d+$", "#", ev.site)
+    if same_list:
+        return "D3", ": the parts are in another order"
+    if ev.parameters and any(
+        r is not None and p is not None and r.shape == p.shape and not torch.equal(r, p)
+        for r, p in ev.parameters.values()
+    ):
+        return "D2", ": this module has the parameters of that one"
+    return "C2", ""
 
 
 def final_norm(ev: Evidence) -> Iterator[Explanation]:
@@ -344,10 +360,26 @@ def _high_pass(ev: Evidence) -> Iterator[Explanation]:
         )
 
 
+RANDOM = {"randn", "randn_like", "normal", "normal_functional", "rand", "rand_like"}
+
+
 def sampled(ev: Evidence) -> Iterator[Explanation]:
     """P − R == std·ε with the captured posterior: sampled where the reference takes its mode (C9)."""
-    if not comparable(ev, 256) or ev.r.ndim < 3:
+    if not comparable(ev, 64) or ev.r.ndim < 3:
         return
+    drawn = [x for op in ev.port_ops if op.name in RANDOM for x in op.outputs if tuple(x.shape) == tuple(ev.r.shape)]
+    for noise in drawn if not any(op.name in RANDOM for op in ev.ref_ops) else ():
+        for i, op in enumerate(ev.port_ops):
+            for x in op.outputs:
+                if tuple(x.shape) == tuple(ev.r.shape) and x.is_floating_point() and bool((x > 0).all()):
+                    residual = accept(ev, ev.r + as_float64(x) * as_float64(noise))
+                    if residual is not None:
+                        text = (
+                            f"P is R plus the noise drawn here times the port's op {i} ({op.name}): a sample, not "
+                            "the mode"
+                        )
+                        yield Explanation(text, residual, sure(ev, residual, 0.97), {"operation": op.name})
+                        return
     for name, moments in ev.inputs.items():
         if moments.ndim != ev.r.ndim or not moments.is_floating_point():
             continue

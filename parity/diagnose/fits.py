@@ -72,8 +72,8 @@ def sample_index(count: int, size: int = 4096) -> Tensor:
     if count <= size:
         return torch.arange(count)
     steps = torch.arange(size, dtype=torch.float64) * 0.6180339887498949
-    index: Tensor = (steps.frac() * count).to(torch.int64).clamp_(max=count - 1).unique(sorted=True)  # type: ignore[no-untyped-call]
-    return index
+    index = (steps.frac() * count).to(torch.int64).clamp_(max=count - 1).sort().values
+    return index[torch.cat([torch.ones(1, dtype=torch.bool), index.diff() > 0])]
 
 
 def hot_index(ev: Evidence, size: int = 4096) -> Tensor:

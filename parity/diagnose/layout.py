@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .axes import axis_name, roles
-from .evidence import Evidence, Explanation, Hypothesis, as_float64
+from .evidence import Evidence, Explanation, Hypothesis
 from .fits import accept, allowance, comparable, noise_level, number, promising, sample_index, sure
 from .layout_names import Naming, name_permutation
-from .matching import as_rows, axis_groups, fingerprints, from_rows, match_rows, same_values
+from .matching import as_rows, axis_groups, from_rows, match_rows, same_values
+from .operations import HYPOTHESES as OPERATIONS
 from .permutations import Structure, describe
 from .scaling import HYPOTHESES as SCALING
+from .slices import HYPOTHESES as SLICES
 
 MAX_VALUE_MATCH = 400_000  # rows; beyond, a k-d tree costs seconds
 
@@ -48,33 +49,6 @@ def negated(ev: Evidence) -> Iterator[Explanation]:
         residual = accept(ev, -ev.r)
         if residual is not None:
             yield Explanation("P is R with the sign reversed", residual, sure(ev, residual), {"factor": -1.0})
-
-
-def negated_slices(ev: Evidence) -> Iterator[Explanation]:
-    """P == ±R with the sign fixed per index of one axis (T8: a component's sign convention)."""
-    if not comparable(ev, 8) or not _same_magnitude(ev):
-        return
-    for axis, size in enumerate(ev.r.shape):
-        if size < 2 or size * 2 > ev.r.numel():
-            continue
-        rest = [i for i in range(ev.r.ndim) if i != axis]
-        sign = torch.where((ev.p * ev.r).sum(rest, keepdim=True) < 0, -1.0, 1.0).to(torch.float64)
-        flipped = torch.nonzero(sign.reshape(-1) < 0).reshape(-1).tolist()
-        if not 0 < len(flipped) < size:
-            continue
-        residual = accept(ev, sign * ev.r)
-        if residual is not None:
-            where = axis_name(axis, ev.r.shape, ev.kind)
-            text = f"P is R with the sign reversed at {_listed(flipped)} of {where}"
-            yield Explanation(text, residual, sure(ev, residual, 0.93), {"axis": axis, "indices": flipped[:64]})
-            return
-
-
-def _same_magnitude(ev: Evidence) -> bool:
-    slack = noise_level(ev) * 4 + 1e-6
-    index = sample_index(ev.r.numel())
-    r, p = ev.r.reshape(-1)[index].abs(), ev.p.reshape(-1)[index].abs()
-    return float(torch.linalg.vector_norm(p - r)) <= slack * float(torch.linalg.vector_norm(r))
 
 
 def rearranged(ev: Evidence) -> Iterator[Explanation]:
@@ -251,185 +225,13 @@ def colour_and_mean(ev: Evidence) -> Iterator[Explanation]:
             )
 
 
-def shape_changed(ev: Evidence) -> Iterator[Explanation]:
-    """Shapes differ: axes permuted, only reshaped, a tail or head dropped, extra entries (V7, A10)."""
-    r, p = as_float64(ev.reference), as_float64(ev.port)
-    if ev.same_shape or r.numel() == 0 or p.numel() == 0:
-        return
-    if r.numel() == p.numel():
-        yield from _other_shape(ev, r, p)
-    if r.ndim == p.ndim:
-        differing = [i for i in range(r.ndim) if r.shape[i] != p.shape[i]]
-        if len(differing) == 1:
-            yield from _other_length(ev, r, p, differing[0])
-
-
-def _close(a: Tensor, b: Tensor, ev: Evidence) -> float | None:
-    """Relative distance of two equal-shaped tensors if it is honest noise, else None."""
-    scale = float(torch.linalg.vector_norm(b))
-    distance = float(torch.linalg.vector_norm(a - b))
-    return distance / scale if scale > 0 and distance <= (1e-5 + 4 * noise_level(ev)) * scale else None
-
-
-def _other_shape(ev: Evidence, r: Tensor, p: Tensor) -> Iterator[Explanation]:
-    for order in permutations(range(r.ndim)) if r.ndim == p.ndim and r.ndim <= 6 else ():
-        if (
-            tuple(r.shape[i] for i in order) == tuple(p.shape)
-            and (residual := _close(p, r.permute(order), ev)) is not None
-        ):
-            text = f"P is R with its axes permuted to {list(order)}: {list(p.shape)} instead of {list(r.shape)}"
-            yield Explanation(text, residual, 0.97, {"order": list(order)}, "W9" if ev.kind == "weight" else "A10")
-            return
-    if (residual := _close(p.reshape(-1), r.reshape(-1), ev)) is not None:
-        text = f"P holds R's values in R's order under another shape: {list(p.shape)} instead of {list(r.shape)}"
-        yield Explanation(text, residual, 0.95, {"shape": list(p.shape)}, "V11")
-
-
-def _other_length(ev: Evidence, r: Tensor, p: Tensor, axis: int) -> Iterator[Explanation]:
-    n, m = r.shape[axis], p.shape[axis]
-    where = axis_name(axis, r.shape, ev.kind)
-    short = min(n, m)
-    for start in sorted({0, abs(n - m)}):
-        a = p.narrow(axis, start if m > n else 0, short)
-        b = r.narrow(axis, start if n > m else 0, short)
-        residual = _close(a, b, ev)
-        if residual is None:
-            continue
-        side = "last" if start == 0 else "first"
-        if m < n:
-            text = f"P lacks the {side} {n - m} of {n} entries of {where}, the others are equal"
-        else:
-            extra = p.narrow(axis, short if start == 0 else 0, m - n)
-            what = "zero" if not bool(extra.any()) else "more"
-            text = (
-                f"P has {m - n} {what} entries {'after' if start == 0 else 'before'} R's {n} on "
-                f"{where}, the others are equal"
-            )
-        yield Explanation(
-            text, residual, 0.93, {"axis": axis, "reference": n, "port": m, "side": side}, _length_class(ev, axis)
-        )
-        return
-
-
-def _length_class(ev: Evidence, axis: int) -> str:
-    role = roles(ev.reference.shape, ev.kind)[axis]
-    if ev.kind == "kv":
-        return "K3"
-    if ev.kind == "schedule":
-        return "T5"
-    if ev.kind == "mask":
-        return "A3"
-    return "V7" if role in {"f", "h", "w"} else "D3" if role == "n" else "V7"
-
-
-def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
-    """Some entries of one axis are zero in P and not in R, all others equal: dropped tail, missing part (V7, N5)."""
-    if not comparable(ev, 4) or not bool((ev.p == 0).any()) or not bool(ev.p.any()):
-        return
-    dead = (ev.p == 0) & (ev.r != 0)
-    if not bool(dead.any()):
-        return
-    for axis, size in sorted(enumerate(ev.r.shape), key=lambda item: item[1]):
-        rest = [i for i in range(ev.r.ndim) if i != axis]
-        if size < 2 or not rest:
-            continue
-        gone = ((ev.p == 0).all(dim=_reduce(rest)) if rest else ev.p == 0) & (ev.r != 0).any(dim=_reduce(rest))
-        lost = torch.nonzero(gone).reshape(-1).tolist()
-        if not 0 < len(lost) < size:
-            continue
-        keep = torch.ones(size, dtype=torch.float64)
-        keep[lost] = 0
-        residual = accept(ev, ev.r * keep.reshape([-1 if i == axis else 1 for i in range(ev.r.ndim)]))
-        if residual is None:
-            continue
-        tail = lost == list(range(size - len(lost), size))
-        role = roles(ev.r.shape, ev.kind)[axis]
-        where = axis_name(axis, ev.r.shape, ev.kind)
-        naming = {"weight": "W2", "kv": "K1"}.get(ev.kind) or (
-            "D3" if tail and role == "n" else "V7" if tail and role in "fhw" else "N5"
-        )
-        text = (
-            f"P is zero at {'the last ' + str(len(lost)) if tail else _listed(lost)} of {size} "
-            f"entries of {where}, the others are equal"
-        )
-        yield Explanation(
-            text, residual, sure(ev, residual, 0.92), {"axis": axis, "indices": lost[:64], "tail": tail}, naming
-        )
-        return
-
-
-def _reduce(rest: list[int]) -> tuple[int, ...]:
-    return tuple(rest)
-
-
-def _listed(indices: list[int]) -> str:
-    if len(indices) > 2 and indices == list(range(indices[0], indices[-1] + 1)):
-        return f"entries {indices[0]}..{indices[-1]}"
-    return f"entries {indices[:8]}{'…' if len(indices) > 8 else ''}"
-
-
-def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
-    """Every slice of P along one axis is some slice of R, but some occur twice and others never (V7: duplicated tail;
-    V8: frozen frame).
-    """
-    if not comparable(ev, 4) or same_values(ev):
-        return
-    for axis, size in sorted(enumerate(ev.r.shape), key=lambda item: item[1]):
-        if not 2 <= size <= 8192 or size * 2 > ev.r.numel() or not _norms_occur(ev, axis):
-            continue
-        match = match_rows(as_rows(ev.p, (axis,)), as_rows(ev.r, (axis,)), tolerance=1e-5 + 6 * noise_level(ev))
-        if match is None or not match.complete or len(np.unique(match.index)) == size or not _rows_differ(ev, axis):
-            continue
-        residual = accept(
-            ev, from_rows(as_rows(ev.r, (axis,))[torch.from_numpy(match.index)], (axis,), tuple(ev.r.shape))
-        )
-        if residual is None:
-            continue
-        moved = np.nonzero(match.index != np.arange(size))[0]
-        where = axis_name(axis, ev.r.shape, ev.kind)
-        role = roles(ev.r.shape, ev.kind)[axis]
-        first, source = int(moved[0]), int(match.index[moved[0]])
-        one = len(np.unique(match.index[moved])) == 1
-        named = f"entry {source}" if one else f"entries {match.index[moved][:8].tolist()}"
-        text = f"P repeats R's {named} at {_listed(moved.tolist())} of {where}"
-        naming = {"kv": "K1", "schedule": "T5"}.get(ev.kind) or (
-            "V8" if role == "f" and size - 1 in moved else "D2" if role == "out" else "V7"
-        )
-        parameters = {
-            "axis": axis,
-            "indices": moved[:64].tolist(),
-            "source": match.index[moved][:64].tolist(),
-            "first": first,
-        }
-        yield Explanation(text, residual, sure(ev, residual, 0.9), parameters, naming)
-        return
-
-
-def _rows_differ(ev: Evidence, axis: int) -> bool:
-    """Whether nearly all of R's slices along the axis are different, so that a match says something."""
-    rows = torch.from_numpy(fingerprints(as_rows(ev.r, (axis,))))
-    return len(torch.unique(rows, dim=0)) > 0.9 * len(rows)
-
-
-def _norms_occur(ev: Evidence, axis: int) -> bool:
-    """Whether every slice of P has the norm of some slice of R: a cheap test before matching by value."""
-    rest = [i for i in range(ev.r.ndim) if i != axis]
-    r = torch.sort(torch.linalg.vector_norm(ev.r, dim=rest)).values
-    p = torch.linalg.vector_norm(ev.p, dim=rest)
-    place = torch.searchsorted(r, p).clamp(1, len(r) - 1)
-    nearest = torch.minimum((r[place] - p).abs(), (r[place - 1] - p).abs())
-    return bool((nearest <= (1e-5 + 6 * noise_level(ev)) * r.mean()).all())
-
-
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("zeros", "N5", zeros, 1.0),
     Hypothesis("constant", "V10", constant, 0.9),
     Hypothesis("negated", "T8", negated, 0.95),
-    Hypothesis("negated_slices", "T8", negated_slices, 0.7),
     Hypothesis("rearranged", "V11", rearranged, 0.85),
     Hypothesis("colour_and_mean", "C7", colour_and_mean, 0.6),
-    Hypothesis("shape_changed", "V11", shape_changed, 0.8),
-    Hypothesis("slices_zeroed", "V7", slices_zeroed, 0.8),
-    Hypothesis("slices_repeated", "V7", slices_repeated, 0.7),
+    *SLICES,
     *SCALING,
+    *OPERATIONS,
 )

@@ -68,7 +68,9 @@ def _name_axes(ev: Evidence, axes: tuple[int, ...], structure: Structure) -> Nam
         text = f"P is R's memory read through {missing}: axes in the order {list(structure.order)}, shape kept"
     if ev.kind == "weight":
         return Naming(text, "W9")
-    return Naming(text, _group_class([names[a] for a in axes]))
+    class_id = _group_class([names[a] for a in axes])
+    # a picture whose memory was read in another order is a matter of memory format, not of packing
+    return Naming(text, "V11" if class_id == "V5" and structure.kind != "transposed" else class_id)
 
 
 def _group_class(names: list[str]) -> str:
@@ -112,6 +114,8 @@ def _name_single(ev: Evidence, axis: int, role: str, structure: Structure, text:
     last = axis == ev.reference.ndim - 1
     if ev.kind in {"mask", "schedule"}:
         return Naming(text, "A3" if ev.kind == "mask" else "T5", 0.9)
+    if ev.kind == "kv" and ev.reference.ndim == 5:
+        return Naming(f"{text}: the remembered frames of a convolution", "V2")
     if ev.kind == "kv" and role in {"n", "f"}:
         return Naming(text, "K1", 0.95)
     if role == "c":

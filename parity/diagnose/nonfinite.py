@@ -98,6 +98,28 @@ def producer(ev: Evidence) -> Iterator[Explanation]:
         return
 
 
+def replayed_overflow(ev: Evidence) -> Iterator[Explanation]:
+    """P is not finite, its operations replayed in float64 are, and one of them passes 65504 where none of the
+    reference's does (Q1)."""
+    if not port_broken(ev) or any(_broken(x) for op in ev.port_ops for x in op.outputs):
+        return
+    ours = max((_largest(x) for op in ev.ref_ops for x in op.outputs), default=0.0)
+    for op in ev.port_ops:
+        top = max((_largest(x) for x in op.outputs), default=0.0)
+        if top > FP16_MAX > ours:
+            where = f" at {op.source}" if op.source else ""
+            text = (
+                f"`{op.name}`{where} reaches {number(top)} in the port, beyond float16 (65504); the "
+                f"reference stays below {number(ours)}"
+            )
+            yield Explanation(text, 0.0, 0.9, {"operation": op.name, "largest": top, "source": op.source}, "Q1")
+            return
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.detach().abs().max()) if x.is_floating_point() and x.numel() else 0.0
+
+
 def _broken(x: Tensor, nan_only: bool = False) -> bool:
     if not x.is_floating_point() or x.numel() == 0:
         return False
@@ -239,6 +261,7 @@ def _slices(ev: Evidence, bad: Tensor) -> tuple[str, int | None]:
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("overflow", "Q1", overflow, 0.9),
     Hypothesis("nonfinite_producer", "Q1", producer, 0.95),
+    Hypothesis("replayed_overflow", "Q1", replayed_overflow, 0.7),
     Hypothesis("unscaled_product", "Q4", unscaled_product, 0.8),
     Hypothesis("nonfinite_census", "Q1", where_broken, 0.1),
 )

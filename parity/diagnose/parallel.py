@@ -36,15 +36,22 @@ def same_shard(ev: Evidence) -> Iterator[Explanation]:
     """P's N equal shards along an axis are one and the same shard of R (D2)."""
     if not comparable(ev, 8):
         return
+    names = roles(ev.r.shape, ev.kind)
+    if ev.kind in {"mask", "kv", "schedule"}:
+        return
     for axis, size in enumerate(ev.r.shape):
-        for n in WORLD:
+        for n in WORLD if names[axis] not in {"b", "f", "h", "w"} else ():
             if size % n or size // n < 1 or ev.r.numel() // n < 4 or (size == n and ev.r.numel() // n < 8):
                 continue
             shards = ev.p.chunk(n, axis)
             scale = float(torch.linalg.vector_norm(shards[0]))
-            if scale == 0 or any(
-                float(torch.linalg.vector_norm(s - shards[0])) > (1e-6 + 3 * noise_level(ev)) * scale
-                for s in shards[1:]
+            if (
+                scale == 0
+                or float(shards[0].std()) == 0
+                or any(
+                    float(torch.linalg.vector_norm(s - shards[0])) > (1e-6 + 3 * noise_level(ev)) * scale
+                    for s in shards[1:]
+                )
             ):
                 continue
             for source, shard in enumerate(ev.r.chunk(n, axis)):
@@ -67,6 +74,7 @@ def shard_statistics(ev: Evidence) -> Iterator[Explanation]:
     channels = ev.r.shape[-1]
     if _one_ratio(ev, 1) is not None:
         return  # one factor per token: eps or scale, not shards
+    yield from _heads_statistics(ev)
     for n in WORLD:
         if channels % n or channels // n < 6:
             continue
@@ -101,6 +109,32 @@ def _one_ratio(ev: Evidence, n: int) -> float | None:
             return None
     scale = grouped_scale(p, r, list(range(len(shape) - 1)))
     return accept(ev, (scale * r).reshape(ev.r.shape))
+
+
+def _heads_statistics(ev: Evidence) -> Iterator[Explanation]:
+    """P/R constant per token and group of heads in a record with a head axis, several heads to a group."""
+    names = roles(ev.r.shape, ev.kind)
+    if ev.r.ndim != 4:
+        return
+    for axis in (1, 2):
+        heads = ev.r.shape[axis]
+        for n in WORLD:
+            if heads % n or n > heads or (n == heads and ev.kind not in {"rope", "activation"}):
+                continue
+            r, p = (x.unflatten(axis, (n, heads // n)) for x in (ev.r, ev.p))
+            keep = [i for i in range(r.ndim) if i not in {axis + 1, r.ndim - 1}]
+            scale = grouped_scale(p, r, keep)
+            residual = accept(ev, (scale * r).reshape(ev.r.shape))
+            if residual is None or r.numel() // scale.numel() < 6:
+                continue
+            text = (
+                f"P/R is one number per token and group of {heads // n} of {heads} heads "
+                f"({names[axis]}): statistics are taken by each of {n} shards"
+            )
+            yield Explanation(
+                text, residual, sure(ev, residual, 0.85 if n < heads else 0.7), {"shards": n, "verified": False}, "A7"
+            )
+            return
 
 
 def _recomputed(ev: Evidence, n: int) -> str:

@@ -94,7 +94,21 @@ def _name_factor(ev: Evidence, c: float) -> tuple[str, str]:
         return "C10", named
     if near(c, 2, slack):
         return "N6", "one contribution is counted twice"
-    return "W1", named
+    values = [v for pair in ev.parameters.values() for v in pair if v is not None]
+    if any(not v.is_floating_point() or v.element_size() == 1 for v in values):
+        return "W1", named or "the module is quantised: its scale was dropped or applied twice"
+    root = _root_of_size(ev, c, slack)
+    return ("N3", root) if root else ("N5", named)
+
+
+def _root_of_size(ev: Evidence, c: float, slack: float) -> str:
+    """Whether the factor is sqrt(n) or n, or its inverse, for the length n of an axis."""
+    for n in sorted({size for size in ev.r.shape if size > 2}):
+        laws = ((f"sqrt({n})", n**0.5), (f"1/sqrt({n})", n**-0.5), (f"{n}", float(n)), (f"1/{n}", 1 / n))
+        for label, value in laws:
+            if near(c, value, slack):
+                return f"{label}, {n} being the length of an axis: a sum for a mean, or a root left out"
+    return ""
 
 
 def _named_scalar(ev: Evidence, c: float, slack: float) -> str:
@@ -242,11 +256,12 @@ def _per_index(ev: Evidence, residual: float, axis: int, a: Tensor, b: Tensor, p
     )
     if ev.kind == "weight":
         class_id = "W1"
+    elif only_offset and role == "c" and ev.kind in {"latent", "frame", "input"}:
+        class_id = "C10"
+        text = f"P is R plus one constant per index of {where}: a mean is left out, or subtracted at another place"
     elif only_offset:
-        class_id, text = (
-            "N5",
-            f"P is R plus one fixed vector along {where}: a bias is missing, added twice or another one",
-        )
+        class_id = "N5"
+        text = f"P is R plus one fixed vector along {where}: a bias is missing, added twice or another one"
     else:
         class_id = (
             "C10" if role == "c" or ev.kind in {"latent", "frame", "input"} else "N5" if pure and role == "d" else "N7"

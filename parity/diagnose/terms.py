@@ -32,10 +32,11 @@ def term(ev: Evidence) -> Iterator[Explanation]:
         return
     d = _sample(ev, ev.d)
     best: tuple[float, float, str] | None = None
+    r = _sample(ev, ev.r)
     for name, y in same_shape(ev).items():
         _, rough = scalar_fit(d, _sample(ev, y))
-        if rough > _loose(ev):
-            continue
+        if rough > _loose(ev) or scalar_fit(r, _sample(ev, y))[1] < 1e-3:
+            continue  # not this term, or R itself under a factor
         g, residual = scalar_fit(ev.d, y)
         if residual <= allowance(ev) and (best is None or residual < best[0]):
             best = residual, g, name
@@ -43,7 +44,10 @@ def term(ev: Evidence) -> Iterator[Explanation]:
         return
     residual, g, name = best
     slack = max(2e-3, 3 * noise_level(ev) / max(ev.error, 1e-12))
-    if near(g, -1, slack):
+    if name.startswith("port op"):
+        text = f"the port adds a term that the reference has not: {number(g)} times its {name.removeprefix('port ')}"
+        yield Explanation(text, residual, 0.6, {"term": name, "factor": g}, "N6")
+    elif near(g, -1, slack):
         yield Explanation(
             f"P is R without the term {name}", residual, sure(ev, residual, 0.96), {"term": name, "factor": g}
         )

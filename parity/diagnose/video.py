@@ -7,13 +7,14 @@ their confidence is lower.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import permutations
 
 import torch
 from torch import Tensor
 
 from .axes import axis_name, axis_of
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
-from .fits import comparable, grouped_affine, noise_level, number, sure
+from .fits import comparable, grouped_affine, grouped_scale, noise_level, number, sure
 
 FILM = {"frame", "latent", "activation", "output", "input"}
 
@@ -191,6 +192,56 @@ def _bands(energy: Tensor) -> tuple[int, float, int] | None:
     return (pitch, inside, width) if inside > 0.9 and width < 0.6 * pitch else None
 
 
+def blend_ramp(ev: Evidence) -> Iterator[Explanation]:
+    """R and P mix two captured tiles column by column (or row by row) with other weights (V4: the blending ramp)."""
+    if not comparable(ev, 32) or ev.r.ndim < 3 or ev.kind not in FILM:
+        return
+    tiles = [
+        (n, as_float64(x))
+        for n, x in ev.inputs.items()
+        if tuple(x.shape) == tuple(ev.r.shape) and x.is_floating_point()
+    ]
+    for (first, a), (second, b) in permutations(tiles[:6], 2):
+        for role in ("w", "h", "f"):
+            axis = axis_of(role, ev.r.shape, ev.kind)
+            if axis is None or not 2 <= ev.r.shape[axis] <= 4096:
+                continue
+            ramps = _ramps(ev, a, b, axis)
+            if ramps is None:
+                continue
+            ours, theirs = ([round(v, 3) for v in ramp[:6]] for ramp in ramps)
+            text = (
+                f"{first} and {second} are blended along {axis_name(axis, ev.r.shape, ev.kind)} with "
+                f"weights {theirs} instead of {ours}"
+            )
+            yield Explanation(text, 0.0, 0.96, {"axis": axis, "reference": ours, "port": theirs})
+            return
+
+
+def _ramps(ev: Evidence, a: Tensor, b: Tensor, axis: int) -> tuple[list[float], list[float]] | None:
+    """Weights w of x = (1 − w)·a[i + δ] + w·b[i] on the differing indices, for R and P, with one δ for the overlap of
+    the tiles."""
+    wrong = torch.nonzero(_wrong(ev, axis)).reshape(-1)
+    size = ev.r.shape[axis]
+    if not 0 < len(wrong) < size:
+        return None
+    r, p, near_b = (x.index_select(axis, wrong) for x in (ev.r, ev.p, b))
+    for shift in range(size - int(wrong.max())):
+        near_a = a.index_select(axis, wrong + shift)
+        found = []
+        for target in (r, p):
+            w = grouped_scale(target - near_a, near_b - near_a, [axis])
+            rest = torch.linalg.vector_norm(target - near_a - w * (near_b - near_a))
+            if float(rest) > 1e-5 * float(torch.linalg.vector_norm(target)) or not bool(
+                ((w > -1e-4) & (w < 1.0001)).all()
+            ):
+                break
+            found.append(w.reshape(-1).tolist())
+        if len(found) == 2:
+            return found[0], found[1]
+    return None
+
+
 def last_frames(ev: Evidence) -> Iterator[Explanation]:
     """Only the last frames differ (V8: end frame or anchor), and whether one of them repeats an earlier frame."""
     axis = _film(ev, 3)
@@ -250,6 +301,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("phase_shift", "V1", phase_shift, 0.8),
     Hypothesis("chunk_period", "V2", chunk_period, 0.3),
     Hypothesis("border", "V3", border, 0.4),
+    Hypothesis("blend_ramp", "V4", blend_ramp, 0.8),
     Hypothesis("tile_grid", "V4", tile_grid, 0.3),
     Hypothesis("last_frames", "V8", last_frames, 0.2),
     Hypothesis("seam", "V9", seam, 0.3),

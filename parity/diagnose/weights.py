@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import layout, lora, precision, quantisation
+from .axes import roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import comparable, number, sample_index, sure
 
@@ -90,6 +91,28 @@ def damaged(ev: Evidence) -> Iterator[Explanation]:
     yield Explanation(text, 0.0, 0.8, {"count": len(flat), "first": int(flat[0]), "last": int(flat[-1])})
 
 
+def other_rows(ev: Evidence) -> Iterator[Explanation]:
+    """A block of rows is equal, the others are unrelated with the same statistics: rows cut from a fused tensor at
+    another place (W3)."""
+    if ev.kind != "weight" or not comparable(ev, 128) or ev.r.ndim < 2:
+        return
+    r, p = ev.r.reshape(ev.r.shape[0], -1), ev.p.reshape(ev.p.shape[0], -1)
+    wrong = (r != p).any(dim=1)
+    n, count = int(wrong.sum()), len(wrong)
+    equal = torch.nonzero(~wrong).reshape(-1).tolist()
+    if not 0.2 * count <= n <= 0.9 * count or equal != list(range(equal[0], equal[0] + len(equal))):
+        return
+    a, b = r[wrong], p[wrong]
+    cosine = float((a * b).sum() / (torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b) + 1e-300))
+    spread = float(b.std() / a.std().clamp_min(1e-300))
+    if abs(cosine) < 0.1 + 4 / a.numel() ** 0.5 and 0.7 < spread < 1.4:
+        text = (
+            f"rows {equal[0]}..{equal[-1]} of {count} are equal, the others are other rows of the "
+            "same kind: a fused tensor was cut at another place"
+        )
+        yield Explanation(text, 0.1, 0.72, {"equal": [equal[0], equal[-1]], "rows": count})
+
+
 def garbage_buffer(ev: Evidence) -> Iterator[Explanation]:
     """P holds values no one would store: non-finite, or denormal, or 1e20 times R (W10: memory that was never
     initialised).
@@ -116,6 +139,7 @@ ONE_WEIGHT: tuple[Hypothesis, ...] = (
     Hypothesis("missing_weight", "W2", missing, 0.9),
     Hypothesis("damaged_weight", "W13", damaged, 0.5),
     Hypothesis("garbage_buffer", "W10", garbage_buffer, 0.6),
+    Hypothesis("other_rows", "W3", other_rows, 0.4),
     *lora.HYPOTHESES,
 )
 ALL_TESTS: tuple[Hypothesis, ...] = (*ONE_WEIGHT, *layout.HYPOTHESES, *precision.HYPOTHESES, *quantisation.HYPOTHESES)
@@ -245,6 +269,8 @@ def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
     if not others:
         return
     for axis, size in enumerate(ev.r.shape):
+        if roles(ev.r.shape, ev.kind)[axis] in {"b", "f", "h", "w"}:
+            continue
         if not 2 <= size <= 256 or ev.r.numel() // size < 6 or not _has_source(ev, axis, others):
             continue
         found = _sources(ev, axis, others)

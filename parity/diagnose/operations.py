@@ -1,0 +1,196 @@
+"""Structural operations that both sides ran on equal tensors with another result: parts in another order, other
+padding, another slice.
+
+Classes: D3 C5 V3 V7 W3 of the bug list. Evidence is what was executed: the same inputs, by value, and different
+outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .axes import LONG, axis_name, roles
+from .evidence import Evidence, Explanation, Hypothesis, Op
+
+JOINS = {"cat", "concat", "stack"}
+PADS = {
+    "constant_pad_nd": "zeros",
+    "reflection_pad1d": "reflection",
+    "reflection_pad2d": "reflection",
+    "reflection_pad3d": "reflection",
+    "replication_pad1d": "the edge repeated",
+    "replication_pad2d": "the edge repeated",
+    "replication_pad3d": "the edge repeated",
+    "pad": "",
+}
+CUTS = {"slice", "narrow", "select"}
+MOST = 400
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal shapes and values up to rounding (1e-6 of the largest)."""
+    if a.shape != b.shape or a.is_complex() != b.is_complex():
+        return False
+    if a.numel() == 0:
+        return True
+    x, y = a.detach().double(), b.detach().double()
+    return float((x - y).abs().max()) <= 1e-6 * max(float(y.abs().max()), 1e-30)
+
+
+def moved_parts(ref: Sequence[Tensor], port: Sequence[Tensor]) -> list[int] | None:
+    """The order in which the port joins the reference's parts, when it is another one; None when parts differ or
+    nothing moved."""
+    if len(ref) != len(port) or not 2 <= len(ref) <= 64:
+        return None
+    order: list[int] = []
+    for i, part in enumerate(port):
+        own = [i] if same(part, ref[i]) else []
+        found = next((j for j in [*own, *range(len(ref))] if j not in order and same(part, ref[j])), None)
+        if found is None:
+            return None
+        order.append(found)
+    return order if order != sorted(order) else None
+
+
+def joined(ev: Evidence) -> Iterator[Explanation]:
+    """Both sides join the same parts in another order (D3 tokens, C5 channels, W3 features)."""
+    for ref, port in _pairs(ev, JOINS):
+        order = moved_parts(ref.inputs, port.inputs)
+        if order is None or not ref.outputs:
+            continue
+        out = ref.outputs[0]
+        axis = int(ref.scalars.get("dim", 0)) % max(1, out.ndim)
+        role = roles(out.shape, ev.kind)[axis]
+        class_id = {"n": "D3", "c": "C5", "f": "V9", "b": "C1", "a": "D3", "d": "W3"}.get(role, "D3")
+        if role == "d" and out.ndim <= 2 and len(order) == 2:
+            class_id = "T2"
+        text = f"the parts are joined in the order {order} along {axis_name(axis, out.shape, ev.kind)}{_at(port)}"
+        yield Explanation(text, 0.0, 0.94, {"order": order, "axis": axis, "source": port.source}, class_id)
+        return
+
+
+def padded(ev: Evidence) -> Iterator[Explanation]:
+    """Both sides pad the same tensor by other amounts or another rule (V3)."""
+    for ref, port in _pairs(ev, set(PADS), other_names=True):
+        if not ref.inputs or not port.inputs or not same(ref.inputs[0], port.inputs[0]):
+            continue
+        amounts = (
+            ref.scalars.get("pad", ref.scalars.get("padding")),
+            port.scalars.get("pad", port.scalars.get("padding")),
+        )
+        rules = PADS[ref.name], PADS[port.name]
+        if amounts[0] != amounts[1]:
+            text = f"the port pads by {_plain(amounts[1])} where the reference pads by {_plain(amounts[0])}{_at(port)}"
+        elif rules[0] != rules[1] or ref.scalars.get("mode") != port.scalars.get("mode"):
+            text = f"the port pads with {rules[1]} where the reference pads with {rules[0]}{_at(port)}"
+        elif ref.scalars.get("value") != port.scalars.get("value"):
+            text = (
+                f"the port pads with {port.scalars.get('value')}, the reference with "
+                f"{ref.scalars.get('value')}{_at(port)}"
+            )
+        else:
+            continue
+        yield Explanation(text, 0.0, 0.96, {"reference": _plain(amounts[0]), "port": _plain(amounts[1])})
+        return
+    yield from _edge_part(ev)
+
+
+def _edge_part(ev: Evidence) -> Iterator[Explanation]:
+    """Padding by hand: joins that differ in one part, zero on one side and a repeated slice of a neighbour on the
+    other."""
+    for ref, port in _pairs(ev, JOINS):
+        if len(ref.inputs) != len(port.inputs) or len(ref.inputs) < 2 or not ref.outputs:
+            continue
+        other = [i for i, (a, b) in enumerate(zip(ref.inputs, port.inputs, strict=True)) if not same(a, b)]
+        if len(other) != 1 or ref.inputs[other[0]].shape != port.inputs[other[0]].shape:
+            continue
+        axis = int(ref.scalars.get("dim", 0)) % ref.outputs[0].ndim
+        for said, filler, part in (("port", ref, port), ("reference", port, ref)):
+            zero, repeated = filler.inputs[other[0]], part.inputs[other[0]]
+            neighbours = [x for i, x in enumerate(part.inputs) if i != other[0]]
+            if bool(zero.any()) or not any(_repeats(repeated, x, axis) for x in neighbours):
+                continue
+            text = (
+                f"the {said} fills {axis_name(axis, ref.outputs[0].shape, ev.kind)} with its edge "
+                f"repeated where the other side fills it with zeros{_at(port)}"
+            )
+            yield Explanation(text, 0.0, 0.97, {"side": said, "axis": axis, "source": port.source})
+            return
+
+
+def _repeats(filler: Tensor, x: Tensor, axis: int) -> bool:
+    """Whether every slice of `filler` is the first or the last slice of `x`."""
+    if x.shape[axis] == 0 or filler.shape[axis] == 0:
+        return False
+    return any(
+        same(filler, edge.expand_as(filler)) for edge in (x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1))
+    )
+
+
+def cut(ev: Evidence) -> Iterator[Explanation]:
+    """Both sides take another slice of the same tensor (D3 tokens, V7 frames, W3 rows of a fused projection)."""
+    for ref, port in _pairs(ev, CUTS):
+        if (
+            not ref.outputs
+            or not port.outputs
+            or not same(ref.inputs[0], port.inputs[0])
+            or same(ref.outputs[0], port.outputs[0])
+        ):
+            continue
+        if any(same(port.outputs[0], op.outputs[0]) for op in ev.ref_ops if op.name in CUTS and op.outputs):
+            continue  # the same slice, taken at another moment
+        x = ref.inputs[0]
+        axis = int(port.scalars.get("dim", 0)) % max(1, x.ndim)
+        if axis != int(ref.scalars.get("dim", 0)) % max(1, x.ndim):
+            continue
+        role = roles(x.shape, ev.kind)[axis]
+        class_id = {"n": "D3", "f": "V7", "c": "C5", "d": "W3", "a": "W3", "out": "W3"}.get(role, "V7")
+        text = (
+            f"the port takes {LONG[role]}s {_range(port)} where the reference takes {_range(ref)} "
+            f"of the same tensor{_at(port)}"
+        )
+        parameters = {"axis": axis, "reference": _range(ref), "port": _range(port), "source": port.source}
+        yield Explanation(text, 0.0, 0.9, parameters, class_id)
+        return
+
+
+def _range(op: Op) -> str:
+    if op.name == "select":
+        return str(op.scalars.get("index"))
+    if op.name == "narrow":
+        start = int(op.scalars.get("start", 0))
+        return f"{start}..{start + int(op.scalars.get('length', 1)) - 1}"
+    start, end = op.scalars.get("start"), op.scalars.get("end")
+    stop = "end" if end is None or int(end) > 1 << 40 else str(end)
+    step = op.scalars.get("step", 1)
+    return f"{start or 0}:{stop}{f':{step}' if step not in (None, 1) else ''}"
+
+
+def _pairs(ev: Evidence, names: set[str], other_names: bool = False) -> Iterator[tuple[Op, Op]]:
+    """Port and reference operations of these names with inputs of equal shapes, in the port's order, each with the
+    reference's nearest."""
+    refs = [(i, op) for i, op in enumerate(ev.ref_ops[:MOST]) if op.name in names and op.inputs]
+    ports = [(i, op) for i, op in enumerate(ev.port_ops[:MOST]) if op.name in names and op.inputs]
+    for i, port in ports:
+        shapes = sorted(tuple(x.shape) for x in port.inputs)
+        for _, ref in sorted(refs, key=lambda item: abs(item[0] - i)):
+            if (other_names or ref.name == port.name) and sorted(tuple(x.shape) for x in ref.inputs) == shapes:
+                yield ref, port
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, (list, tuple, torch.Size)) else value
+
+
+def _at(op: Op) -> str:
+    return f" ({op.source})" if op.source else ""
+
+
+HYPOTHESES: tuple[Hypothesis, ...] = (
+    Hypothesis("joined_parts", "D3", joined, 0.9),
+    Hypothesis("padding", "V3", padded, 0.9),
+    Hypothesis("another_slice", "V7", cut, 0.7),
+)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .evidence import Evidence
+
 VIDEO_KINDS = {"frame", "latent"}
 COLOURS = (3, 4)
 
@@ -25,6 +27,8 @@ def roles(shape: Sequence[int], kind: str = "activation") -> tuple[str, ...]:
         return tuple(["out", "in", "f", "h", "w"][:n]) if n <= 5 else tuple("x" * n)
     if n == 5:
         return _video5(shape, kind)
+    if n == 4 and kind == "picture":
+        return ("b", "c", "h", "w")
     if n == 4:
         if kind in VIDEO_KINDS or (
             kind == "input" and (shape[-1] in COLOURS or shape[1] in COLOURS or shape[0] in COLOURS)
@@ -40,12 +44,22 @@ def roles(shape: Sequence[int], kind: str = "activation") -> tuple[str, ...]:
     return ("n",) if n == 1 else tuple("x" * n)
 
 
+PICTURE_OPS = {"convolution", "conv2d", "native_group_norm", "group_norm", "upsample_nearest2d", "upsample_bilinear2d"}
+
+
+def kind_of(ev: Evidence) -> str:
+    """The evidence's kind; "picture" for an activation of a convolutional module, whose axis 1 is the channels."""
+    if ev.kind not in {"activation", "input", "output"} or ev.reference.ndim != 4:
+        return ev.kind
+    kernels = any(v is not None and v.ndim >= 4 for pair in ev.parameters.values() for v in pair)
+    return "picture" if kernels or any(op.name in PICTURE_OPS for op in ev.ref_ops) else ev.kind
+
+
 def _video5(shape: Sequence[int], kind: str) -> tuple[str, ...]:
-    if kind == "latent":
-        return ("b", "c", "f", "h", "w") if shape[1] >= 4 or shape[2] < 4 else ("b", "f", "c", "h", "w")
     if shape[-1] in COLOURS and shape[1] not in COLOURS and shape[2] not in COLOURS:
         return ("b", "f", "h", "w", "c")
-    if shape[2] in COLOURS and shape[1] not in COLOURS:
+    # only pictures have colours: elsewhere three entries are as likely three frames
+    if kind == "frame" and shape[2] in COLOURS and shape[1] not in COLOURS:
         return ("b", "f", "c", "h", "w")
     return ("b", "c", "f", "h", "w")
 

@@ -79,6 +79,10 @@ def _vectors(ev: Evidence) -> Iterator[tuple[str, Tensor]]:
     for name, value in ev.inputs.items():
         if value.is_floating_point() and 1 < value.numel() < ev.r.numel():
             yield from _broadcast(name, value, shape)
+    for i, op in enumerate(ev.ref_ops):
+        for x in op.inputs if op.name in {"mul", "add", "addcmul", "sub", "div"} else ():
+            if x.is_floating_point() and 1 < x.numel() < ev.r.numel():
+                yield from _broadcast(f"reference op {i} ({op.name}) operand", x, shape)
 
 
 def _broadcast(name: str, value: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .axes import axis_of, roles
+from .axes import axis_of, kind_of, roles
 from .candidates import same_shape
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import (
@@ -120,7 +120,8 @@ def other_record(ev: Evidence) -> Iterator[Explanation]:
         if residual is not None and sites[i] not in ev.inputs:
             text = f"P equals the reference's {sites[i]} instead of {ev.site}"
             class_id, why = _sibling(ev, sites[i])
-            yield Explanation(text + why, residual, sure(ev, residual, 0.95), {"equals": sites[i]}, class_id)
+            best = 0.85 if class_id == "D2" else 0.95
+            yield Explanation(text + why, residual, sure(ev, residual, best), {"equals": sites[i]}, class_id)
             return
 
 
@@ -130,6 +131,9 @@ def _sibling(ev: Evidence, site: str) -> tuple[str, str]:
     same_list = ".in." in site and re.sub(r"\d+$", "#", site) == re.sub(r"\d+$", "#", ev.site)
     if same_list:
         return "D3", ": the parts are in another order"
+    shape, parent = ev.reference.shape, ev.site.rpartition(".")[0]
+    if len(shape) == 3 and shape[1] == 1 and parent and site.rpartition(".")[0] == parent:
+        return "W5", ": the vectors of the modulation are exchanged"
     if ev.parameters and any(
         r is not None and p is not None and r.shape == p.shape and not torch.equal(r, p)
         for r, p in ev.parameters.values()
@@ -145,6 +149,8 @@ def final_norm(ev: Evidence) -> Iterator[Explanation]:
     if not comparable(ev, 64) or ev.r.ndim < 2 or ev.r.shape[-1] < 8 or ev.r.numel() // ev.r.shape[-1] < 8:
         return
     last = [1]
+    if not bool(ev.p.any()) or not bool(ev.r.any()):
+        return
     rows = ev.r.reshape(-1, ev.r.shape[-1]), ev.p.reshape(-1, ev.r.shape[-1])
     r, p = (x[sample_index(x.shape[0], 512)] for x in rows)
     if not any(_norm_fits(a, b, f, last) for f in (_standard, _rms) for a, b in ((r, p), (p, r))):
@@ -254,7 +260,7 @@ def slice_filled(ev: Evidence) -> Iterator[Explanation]:
     if not 0 < share < 0.8:
         return
     where = []
-    for axis, role in enumerate(roles(ev.r.shape, ev.kind)):
+    for axis, role in enumerate(roles(ev.r.shape, kind_of(ev))):
         if role not in {"f", "c", "n"}:
             continue
         hit = wrong.any(dim=tuple(i for i in range(wrong.ndim) if i != axis))
@@ -411,7 +417,7 @@ def branch_of_batch(ev: Evidence) -> Iterator[Explanation]:
         or ev.r.ndim < 2
         or ev.r.shape[0] % 2
         or ev.kind == "weight"
-        or axis_of("b", ev.r.shape, ev.kind) != 0
+        or axis_of("b", ev.r.shape, kind_of(ev)) != 0
     ):
         return
     first, second = ev.r.chunk(2)

@@ -7,6 +7,7 @@ step 6.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -16,9 +17,10 @@ from torch import Tensor
 from .evidence import Evidence, Explanation, Hypothesis
 from .fits import accept, allowance, comparable, noise_level, number, promising, sample_index, sure
 from .layout_names import Naming, name_permutation
-from .matching import as_rows, axis_groups, from_rows, match_rows, same_values
+from .matching import as_rows, axis_groups, fingerprints, from_rows, match_rows, same_values
 from .operations import HYPOTHESES as OPERATIONS
-from .permutations import Structure, describe
+from .operations import same
+from .permutations import Structure, candidates, describe
 from .scaling import HYPOTHESES as SCALING
 from .slices import HYPOTHESES as SLICES
 
@@ -116,12 +118,24 @@ def _match_groups(ev: Evidence, groups: list[tuple[int, ...]]) -> Found | None:
             continue
         index = _completed(match.index, match.found)
         structure = describe(index)
+        if structure.leaf.kind in {"arbitrary", "swaps", "repeated"}:
+            # equal rows (masks, padding, repeats) leave the map ambiguous: look for a plain one that fits as well
+            index = _plain_map(p, r, 1e-5 + 6 * noise_level(ev)) if count <= 4096 else None
+            index = _completed(match.index, match.found) if index is None else index
+            structure = describe(index)
         if structure.kind in {"identity", "repeated"} or (structure.leaf.kind == "arbitrary" and r.shape[1] < 2):
             continue
         residual = accept(ev, from_rows(r[torch.from_numpy(index)], axes, shape))
         if residual is not None:
             return axes, structure, residual, name_permutation(ev, axes, structure)
     return None
+
+
+def _plain_map(p: Tensor, r: Tensor, tolerance: float) -> np.ndarray | None:
+    """The first usual index map with p = r[index] within the tolerance, or None."""
+    prints_p, prints_r = fingerprints(p), fingerprints(r)
+    limit = tolerance * float(np.linalg.norm(prints_r))
+    return next((i for i in candidates(len(p)) if np.linalg.norm(prints_p - prints_r[i]) <= limit), None)
 
 
 def _completed(index: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -200,6 +214,25 @@ def _permuted(r: Tensor, order: tuple[int, ...], real: list[int], inverse: bool)
     return compact.reshape([shape[a] for a in order]).permute(back).reshape(shape)
 
 
+def rearranged_operand(ev: Evidence) -> Iterator[Explanation]:
+    """P = x + π(y) where R = x + y, from the last addition of both sides: the rearrangement hides under a residual."""
+    ours, theirs = ([op for op in ops if op.name == "add" and len(op.inputs) == 2] for ops in (ev.ref_ops, ev.port_ops))
+    if not ours or not theirs or not comparable(ev, 3) or same_values(ev):
+        return
+    a, b = ours[-1].inputs, theirs[-1].inputs
+    for i in (0, 1):
+        for j in (0, 1):
+            y, z = a[1 - i], b[1 - j]
+            if not same(a[i], b[j]) or y.shape != z.shape or tuple(y.shape) != tuple(ev.reference.shape) or same(y, z):
+                continue
+            part = Evidence(
+                y, z, site=ev.site, kind=ev.kind, module=ev.module, parameters=ev.parameters, floor=ev.floor
+            )
+            for found in rearranged(part):
+                yield replace(found, text=f"in the last sum, one term is rearranged: {found.text}")
+                return
+
+
 def colour_and_mean(ev: Evidence) -> Iterator[Explanation]:
     """P == R.flip(channel) + one constant per channel, or the same under a per-channel scale (C7, mean subtracted
     before the swap).
@@ -230,6 +263,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("constant", "V10", constant, 0.9),
     Hypothesis("negated", "T8", negated, 0.95),
     Hypothesis("rearranged", "V11", rearranged, 0.85),
+    Hypothesis("rearranged_operand", "V11", rearranged_operand, 0.6),
     Hypothesis("colour_and_mean", "C7", colour_and_mean, 0.6),
     *SLICES,
     *SCALING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .axes import LONG, roles
+from .axes import LONG, kind_of, roles
 from .evidence import Evidence
 from .permutations import Structure
 
@@ -32,14 +32,16 @@ def name_permutation(ev: Evidence, axes: tuple[int, ...], structure: Structure) 
     text = f"P is R with {where} {structure.text}"
     if ev.kind == "weight":
         return _name_weight(ev, axes, structure, text)
-    names = [roles(ev.reference.shape, ev.kind)[a] for a in axes]
+    names = [roles(ev.reference.shape, kind_of(ev))[a] for a in axes]
     if len(axes) > 1:
+        if structure.kind == "inner" and names[0] == "b":
+            return Naming(text, "V5", 0.97)  # the batch itself stays: frames folded into it change places with channels
         return Naming(text, _group_class(names), 0.97)
     return _name_single(ev, axes[0], names[0], structure, text)
 
 
 def _place(ev: Evidence, axes: tuple[int, ...]) -> str:
-    names = roles(ev.reference.shape, ev.kind)
+    names = roles(ev.reference.shape, kind_of(ev))
     if len(axes) == 1:
         return f"axis {axes[0]} ({LONG[names[axes[0]]]}s)"
     listed = ", ".join(LONG[names[a]] + "s" for a in axes)
@@ -56,7 +58,7 @@ def structure_length(ev: Evidence, axes: tuple[int, ...]) -> int:
 
 def _name_axes(ev: Evidence, axes: tuple[int, ...], structure: Structure) -> Naming:
     """Whole axes exchanged (equal sizes), or a view taken without the permute."""
-    names = roles(ev.reference.shape, ev.kind)
+    names = roles(ev.reference.shape, kind_of(ev))
     if structure.kind == "transposed":
         text = (
             f"P is R with axes {' and '.join(map(str, axes))} swapped"
@@ -89,6 +91,8 @@ def _name_weight(ev: Evidence, axes: tuple[int, ...], structure: Structure, text
     leaf = structure.leaf
     if len(axes) > 1:
         return Naming(text, "W9", 0.97)
+    if ev.reference.ndim >= 2 and axes[0] < ev.reference.ndim - 1 and ev.reference.shape[axes[0]] in {2, 6}:
+        return Naming(f"{text}: the vectors of a modulation table", "W5", 0.97)
     if (
         axes[0] == 0
         and leaf.kind in {"deinterleave", "interleave"}
@@ -124,6 +128,8 @@ def _name_single(ev: Evidence, axis: int, role: str, structure: Structure, text:
         return _name_features(ev, structure, text, size)
     if role == "n":
         return _name_tokens(ev, structure, text)
+    if role == "b" and leaf.kind in {"digits", "interleave", "deinterleave"}:
+        return Naming(f"{text}: batch and frames folded in another order", "V6", 0.97)
     by_role = {"f": "V1", "b": "C1", "a": "W3", "h": "V11", "w": "V11"}
     trust = {"f": 0.85, "b": 0.9, "a": 0.9}.get(role, 0.95)
     return Naming(text, by_role.get(role, "V11"), trust)

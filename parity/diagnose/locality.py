@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .axes import LONG, roles
+from .axes import LONG, kind_of, roles
 from .evidence import Evidence
 from .fits import noise_level
 
@@ -80,7 +80,7 @@ def _inside(ev: Evidence) -> Iterator[Locality]:
 
 
 def _axis_statements(ev: Evidence, energy: Tensor, own: Tensor) -> Iterator[Locality]:
-    names = roles(ev.r.shape, ev.kind)
+    names = roles(ev.r.shape, kind_of(ev))
     touched = int((energy > float(energy.max()) * 1e-6).sum())
     for axis, size in enumerate(ev.r.shape):
         if size < 2:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .axes import axis_name
+from .axes import axis_name, kind_of
 from .evidence import Evidence, Explanation, Hypothesis, Op, as_float64
 from .fits import number
 
@@ -250,7 +250,7 @@ def _slices(ev: Evidence, bad: Tensor) -> tuple[str, int | None]:
         if torch.equal(every, some):
             hit = torch.nonzero(every).reshape(-1).tolist()
             return (
-                f", all of entries {hit[:8]}{'…' if len(hit) > 8 else ''} of {axis_name(axis, bad.shape, ev.kind)}",
+                f", all of entries {hit[:8]}{'…' if len(hit) > 8 else ''} of {axis_name(axis, bad.shape, kind_of(ev))}",
                 axis,
             )
     if bad.ndim and torch.equal(bad.all(dim=-1), bad.any(dim=-1)):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .axes import LONG, axis_name, roles
+from .axes import LONG, axis_name, kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, Op
 
 JOINS = {"cat", "concat", "stack"}
@@ -63,11 +63,11 @@ def joined(ev: Evidence) -> Iterator[Explanation]:
             continue
         out = ref.outputs[0]
         axis = int(ref.scalars.get("dim", 0)) % max(1, out.ndim)
-        role = roles(out.shape, ev.kind)[axis]
+        role = roles(out.shape, kind_of(ev))[axis]
         class_id = {"n": "D3", "c": "C5", "f": "V9", "b": "C1", "a": "D3", "d": "W3"}.get(role, "D3")
         if role == "d" and out.ndim <= 2 and len(order) == 2:
             class_id = "T2"
-        text = f"the parts are joined in the order {order} along {axis_name(axis, out.shape, ev.kind)}{_at(port)}"
+        text = f"the parts are joined in the order {order} along {axis_name(axis, out.shape, kind_of(ev))}{_at(port)}"
         yield Explanation(text, 0.0, 0.94, {"order": order, "axis": axis, "source": port.source}, class_id)
         return
 
@@ -96,6 +96,22 @@ def padded(ev: Evidence) -> Iterator[Explanation]:
         yield Explanation(text, 0.0, 0.96, {"reference": _plain(amounts[0]), "port": _plain(amounts[1])})
         return
     yield from _edge_part(ev)
+    yield from _convolution_padding(ev)
+
+
+def _convolution_padding(ev: Evidence) -> Iterator[Explanation]:
+    """Convolutions with another padding argument, the port padding by itself before or not at all."""
+    ours = [op for op in ev.ref_ops if op.name == "convolution"]
+    theirs = [op for op in ev.port_ops if op.name == "convolution"]
+    for ref, port in zip(ours, theirs, strict=False):
+        amounts = _plain(ref.scalars.get("padding")), _plain(port.scalars.get("padding"))
+        if amounts[0] == amounts[1]:
+            continue
+        pads = [op for op in ev.port_ops if op.name in PADS]
+        by_hand = f" after padding by {_plain(pads[-1].scalars.get('pad'))} itself" if pads else ""
+        text = f"the convolution pads by {amounts[1]}{by_hand}, the reference's by {amounts[0]}{_at(port)}"
+        yield Explanation(text, 0.0, 0.94, {"reference": amounts[0], "port": amounts[1]})
+        return
 
 
 def _edge_part(ev: Evidence) -> Iterator[Explanation]:
@@ -114,7 +130,7 @@ def _edge_part(ev: Evidence) -> Iterator[Explanation]:
             if bool(zero.any()) or not any(_repeats(repeated, x, axis) for x in neighbours):
                 continue
             text = (
-                f"the {said} fills {axis_name(axis, ref.outputs[0].shape, ev.kind)} with its edge "
+                f"the {said} fills {axis_name(axis, ref.outputs[0].shape, kind_of(ev))} with its edge "
                 f"repeated where the other side fills it with zeros{_at(port)}"
             )
             yield Explanation(text, 0.0, 0.97, {"side": said, "axis": axis, "source": port.source})
@@ -146,8 +162,17 @@ def cut(ev: Evidence) -> Iterator[Explanation]:
         axis = int(port.scalars.get("dim", 0)) % max(1, x.ndim)
         if axis != int(ref.scalars.get("dim", 0)) % max(1, x.ndim):
             continue
-        role = roles(x.shape, ev.kind)[axis]
-        class_id = {"n": "D3", "f": "V7", "c": "C5", "d": "W3", "a": "W3", "out": "W3"}.get(role, "V7")
+        role = roles(x.shape, kind_of(ev))[axis]
+        table = any(
+            same(x, v) for pair in ev.parameters.values() for v in pair[:1] if v is not None and v.shape == x.shape
+        )
+        class_id = (
+            "P2"
+            if table and role in {"n", "out", "b"}
+            else {"n": "D3", "f": "V7", "c": "C5", "d": "W3", "a": "W3", "out": "W3", "h": "V4", "w": "V4"}.get(
+                role, "V7"
+            )
+        )
         text = (
             f"the port takes {LONG[role]}s {_range(port)} where the reference takes {_range(ref)} "
             f"of the same tensor{_at(port)}"
@@ -189,8 +214,68 @@ def _at(op: Op) -> str:
     return f" ({op.source})" if op.source else ""
 
 
+NORMS = {"native_group_norm", "group_norm", "native_layer_norm", "layer_norm", "native_batch_norm"}
+
+
+def normed_shape(ev: Evidence) -> Iterator[Explanation]:
+    """The same norm runs on the same numbers in another shape: its statistics are taken over other axes (N7)."""
+    ours = [op for op in ev.ref_ops if op.name in NORMS and op.inputs]
+    theirs = [op for op in ev.port_ops if op.name in NORMS and op.inputs]
+    if len(ours) != len(theirs):
+        return
+    for ref, port in zip(ours, theirs, strict=True):
+        a, b = ref.inputs[0], port.inputs[0]
+        if ref.name == port.name and a.shape != b.shape and a.numel() == b.numel():
+            if abs(float(a.double().square().sum() / b.double().square().sum().clamp_min(1e-300)) - 1) > 1e-6:
+                continue
+            text = (
+                f"`{port.name}` runs over {list(b.shape)} where the reference runs it over {list(a.shape)}{_at(port)}"
+            )
+            yield Explanation(text, 0.0, 0.95, {"reference": list(a.shape), "port": list(b.shape)})
+            return
+
+
+GATES = {"gelu", "silu", "sigmoid", "tanh", "relu"}
+SPLITS = {"split", "chunk", "unbind", "split_with_sizes", "slice", "select"}
+
+
+def exchanged_halves(ev: Evidence) -> Iterator[Explanation]:
+    """The activation is applied to the other part of a split (W3: gate and up exchanged)."""
+    ours = [op for op in ev.ref_ops if op.name in GATES and op.inputs]
+    theirs = [op for op in ev.port_ops if op.name in GATES and op.inputs]
+    parts = [x for op in ev.ref_ops if op.name in SPLITS for x in op.outputs]
+    for ref, port in zip(ours, theirs, strict=False):
+        a, b = ref.inputs[0], port.inputs[0]
+        if ref.name != port.name or a.shape != b.shape or same(a, b):
+            continue
+        if any(same(b, x) for x in parts) and any(same(a, x) for x in parts):
+            text = f"`{port.name}` is applied to the other part of the split: gate and up are exchanged{_at(port)}"
+            yield Explanation(text, 0.0, 0.95, {"operation": port.name})
+            return
+
+
+def reinterpreted(ev: Evidence) -> Iterator[Explanation]:
+    """The port reads memory with its own strides (`as_strided`) and the reference never does (A8, V11)."""
+    if any(op.name == "as_strided" for op in ev.ref_ops):
+        return
+    for op in ev.port_ops:
+        if (
+            op.name == "as_strided"
+            and op.inputs
+            and op.outputs
+            and not same(op.outputs[0].reshape(-1), op.inputs[0].reshape(-1))
+        ):
+            attends = any("attention" in other.name or "softmax" in other.name for other in ev.port_ops)
+            text = f"the port reads memory with strides of its own{_at(op)}: values come from other places"
+            yield Explanation(text, 0.0, 0.88, {"source": op.source}, "A8" if attends else "V11")
+            return
+
+
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("joined_parts", "D3", joined, 0.9),
     Hypothesis("padding", "V3", padded, 0.9),
     Hypothesis("another_slice", "V7", cut, 0.7),
+    Hypothesis("normed_shape", "N7", normed_shape, 0.8),
+    Hypothesis("exchanged_halves", "W3", exchanged_halves, 0.8),
+    Hypothesis("reinterpreted_memory", "V11", reinterpreted, 0.5),
 )

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import torch
 
-from .axes import axis_name, roles
-from .evidence import Evidence, Explanation, Hypothesis, as_float64
+from .axes import axis_name, kind_of, roles
+from .candidates import vectors
+from .evidence import Evidence, Explanation, Hypothesis, Op, as_float64
 from .fits import accept, allowance, comparable, grouped_affine, grouped_scale, near, noise_level, number, sure
 from .terms import bias_multiple
 
@@ -23,6 +24,8 @@ def bias_per_rank(ev: Evidence) -> Iterator[Explanation]:
     (D1).
     """
     k, name, residual = bias_multiple(ev)
+    if name and vectors(ev)[name].numel() not in {ev.r.shape[-1], ev.r.shape[min(1, ev.r.ndim - 1)]}:
+        return  # a table over tokens is added, not a bias
     if name and k > 0.5 and near(k, round(k), 0.01):
         ranks = round(k) + 1
         text = (
@@ -36,7 +39,7 @@ def same_shard(ev: Evidence) -> Iterator[Explanation]:
     """P's N equal shards along an axis are one and the same shard of R (D2)."""
     if not comparable(ev, 8):
         return
-    names = roles(ev.r.shape, ev.kind)
+    names = roles(ev.r.shape, kind_of(ev))
     if ev.kind in {"mask", "kv", "schedule"}:
         return
     for axis, size in enumerate(ev.r.shape):
@@ -56,13 +59,29 @@ def same_shard(ev: Evidence) -> Iterator[Explanation]:
                 continue
             for source, shard in enumerate(ev.r.chunk(n, axis)):
                 residual = accept(ev, torch.cat([shard] * n, axis))
+                if residual is not None and ev.kind != "weight" and (part := _captured_part(ev, n, axis, source)):
+                    text = (
+                        f"P holds a copy of another part where R holds {part} "
+                        f"({axis_name(axis, ev.r.shape, kind_of(ev))})"
+                    )
+                    yield Explanation(text, residual, sure(ev, residual, 0.96), {"part": part}, "C5")
+                    return
                 if residual is not None:
-                    where = axis_name(axis, ev.r.shape, ev.kind)
+                    where = axis_name(axis, ev.r.shape, kind_of(ev))
                     text = f"all {n} shards of {where} are R's shard {source}: every rank loaded or kept the same one"
                     yield Explanation(
                         text, residual, sure(ev, residual, 0.95), {"axis": axis, "shards": n, "source": source}
                     )
                     return
+
+
+def _captured_part(ev: Evidence, n: int, axis: int, source: int) -> str:
+    """Name of the captured tensor that one of R's other parts is, or ""."""
+    for i, shard in enumerate(ev.r.chunk(n, axis)):
+        for name, x in ev.inputs.items() if i != source else ():
+            if tuple(x.shape) == tuple(shard.shape) and x.is_floating_point() and torch.equal(as_float64(x), shard):
+                return name
+    return ""
 
 
 def shard_statistics(ev: Evidence) -> Iterator[Explanation]:
@@ -72,8 +91,9 @@ def shard_statistics(ev: Evidence) -> Iterator[Explanation]:
     if not comparable(ev, 64) or ev.r.ndim < 2 or ev.kind == "weight":
         return
     channels = ev.r.shape[-1]
-    if _one_ratio(ev, 1) is not None:
-        return  # one factor per token: eps or scale, not shards
+    if (residual := _one_ratio(ev, 1)) is not None:
+        yield from _own_statistics(ev, residual)
+        return  # one factor per token: eps or scale, not shards of this record
     yield from _heads_statistics(ev)
     for n in WORLD:
         if channels % n or channels // n < 6:
@@ -111,9 +131,111 @@ def _one_ratio(ev: Evidence, n: int) -> float | None:
     return accept(ev, (scale * r).reshape(ev.r.shape))
 
 
+def _own_statistics(ev: Evidence, residual: float) -> Iterator[Explanation]:
+    """P/R one number per token, and P has the same mean square at every token where R has not: P's norm saw this
+    record alone.
+    """
+    token_axes = {i for i, role in enumerate(roles(ev.r.shape, kind_of(ev))) if role in {"b", "n"}}
+    rest = [i for i in range(ev.r.ndim) if i not in token_axes]
+    if len(rest) == ev.r.ndim or not rest or ev.r.ndim < 3:
+        return
+    if ev.r.numel() <= 4_000_000 and (name := _shard_input(ev, rest)):
+        text = f"P is normalised by the mean square of this shard of {name} alone, R by more"
+        yield Explanation(text, residual, sure(ev, residual, 0.95), {"shards": 0, "verified": True}, "A7")
+        return
+    squares = [x.square().mean(dim=rest).reshape(-1) for x in (ev.r, ev.p)]
+    ours, theirs = (float(s.std() / s.mean().clamp_min(1e-300)) for s in squares)
+    if len(squares[0]) >= 4 and theirs < 0.25 * ours and ours > 1e-3:
+        text = (
+            "P/R is one number per token, and P's mean square is the same at every token "
+            f"({theirs:.1%}) where R's varies by {ours:.1%}: the norm's statistics are those of this shard "
+            "alone"
+        )
+        yield Explanation(text, residual, sure(ev, residual, 0.86), {"shards": 0, "verified": False}, "A7")
+
+
+def _shard_input(ev: Evidence, rest: list[int]) -> str:
+    """The input x of which ‖P‖² = ‖x·w‖²/mean(x²) at every token and ‖R‖² is not, for a chunk of x as wide as the
+    record (rotations keep it).
+    """
+    width = 1
+    for i in rest:
+        width *= ev.r.shape[i]
+    theirs, ours = (x.square().sum(dim=rest).reshape(-1) for x in (ev.p, ev.r))
+    gains = [
+        as_float64(v).reshape(-1)
+        for pair in ev.parameters.values()
+        for v in pair[:1]
+        if v is not None and v.numel() == width
+    ]
+    for name, value in ev.inputs.items():
+        if (
+            not value.is_floating_point()
+            or value.numel() % width
+            or value.numel() < ev.r.numel()
+            or value.shape[-1] % width
+        ):
+            continue
+        for x in as_float64(value).reshape(-1, value.shape[-1]).split(width, -1):
+            if len(x) != len(theirs):
+                continue
+            mean = x.square().mean(-1)
+            for gain in [torch.ones(width, dtype=torch.float64), *gains]:
+                wanted = (x * gain).square().sum(-1) / mean.clamp_min(1e-300)
+                scale = float(torch.linalg.vector_norm(wanted))
+                if (
+                    float(torch.linalg.vector_norm(wanted - theirs))
+                    < 1e-4 * scale
+                    < 0.1 * float(torch.linalg.vector_norm(wanted - ours)) + 1e-4 * scale
+                ):
+                    return name
+    return ""
+
+
+def split_norm(ev: Evidence) -> Iterator[Explanation]:
+    """The port normalises parts one by one, and one norm over the joined parts gives what the reference has (D4), by
+    recomputation.
+    """
+    calls = [
+        op
+        for op in ev.port_ops
+        if op.name in {"native_group_norm", "group_norm"} and op.inputs and op.inputs[0].ndim >= 3
+    ]
+    parts = [op.inputs[0] for op in calls]
+    if not 2 <= len(parts) <= 16 or any(p.ndim != parts[0].ndim for p in parts):
+        return
+    groups = int(calls[0].scalars.get("group", calls[0].scalars.get("num_groups", 0)) or 0)
+    for axis in range(2, parts[0].ndim):
+        if groups < 1 or any(p.shape[i] != parts[0].shape[i] for p in parts for i in range(p.ndim) if i != axis):
+            continue
+        whole = torch.nn.functional.group_norm(torch.cat([as_float64(p) for p in parts], axis), groups)
+        wanted = whole.split([p.shape[axis] for p in parts], axis)
+        if _occurs(wanted[0], ev, calls[0]):
+            text = (
+                f"the port normalises {len(parts)} parts one by one; one norm over the parts joined "
+                f"along axis {axis} gives the reference's values"
+            )
+            yield Explanation(text, 0.0, 0.96, {"parts": len(parts), "axis": axis, "groups": groups})
+            return
+
+
+def _occurs(wanted: torch.Tensor, ev: Evidence, call: Op) -> bool:
+    """Whether a reference operation made that value, before or after the norm's own gain and bias."""
+    shape = [1, -1] + [1] * (wanted.ndim - 2)
+    vectors = [as_float64(x).reshape(shape) for x in call.inputs[1:3] if x.numel() == wanted.shape[1]]
+    forms = [wanted] + ([wanted * vectors[0] + (vectors[1] if len(vectors) > 1 else 0)] if vectors else [])
+    for op in ev.ref_ops:
+        for x in op.outputs:
+            if x.numel() == wanted.numel() and x.is_floating_point():
+                value = as_float64(x).reshape(wanted.shape)
+                if any(float((value - form).abs().max()) < 1e-5 * float(form.abs().max()) for form in forms):
+                    return True
+    return False
+
+
 def _heads_statistics(ev: Evidence) -> Iterator[Explanation]:
     """P/R constant per token and group of heads in a record with a head axis, several heads to a group."""
-    names = roles(ev.r.shape, ev.kind)
+    names = roles(ev.r.shape, kind_of(ev))
     if ev.r.ndim != 4:
         return
     for axis in (1, 2):
@@ -157,7 +279,7 @@ def spatial_statistics(ev: Evidence) -> Iterator[Explanation]:
     """
     if not comparable(ev, 256) or ev.r.ndim < 4 or ev.kind == "weight":
         return
-    names = roles(ev.r.shape, ev.kind)
+    names = roles(ev.r.shape, kind_of(ev))
     channel = next((i for i, role in enumerate(names) if role == "c"), None)
     for axis, role in enumerate(names):
         if role not in {"h", "w"} or channel is None:
@@ -169,7 +291,7 @@ def spatial_statistics(ev: Evidence) -> Iterator[Explanation]:
             if residual is not None and _striped(ev, axis, channel, 1) is None:
                 text = (
                     f"P is one affine map of R per channel in each of {n} stripes of "
-                    f"{axis_name(axis, ev.r.shape, ev.kind)}: statistics are taken per shard"
+                    f"{axis_name(axis, ev.r.shape, kind_of(ev))}: statistics are taken per shard"
                 )
                 yield Explanation(text, residual, sure(ev, residual, 0.85), {"axis": axis, "shards": n})
                 return
@@ -200,7 +322,7 @@ def short_tail(ev: Evidence) -> Iterator[Explanation]:
     """
     if not comparable(ev, 32) or ev.kind in {"weight", "mask", "schedule"}:
         return
-    names = roles(ev.r.shape, ev.kind)
+    names = roles(ev.r.shape, kind_of(ev))
     axis = next((i for i, role in enumerate(names) if role == "n"), None)
     if axis is None or ev.r.shape[axis] < 8:
         return
@@ -221,5 +343,6 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("same_shard", "D2", same_shard, 0.9),
     Hypothesis("shard_statistics", "A7", shard_statistics, 0.6),
     Hypothesis("spatial_statistics", "D4", spatial_statistics, 0.5),
+    Hypothesis("split_norm", "D4", split_norm, 0.8),
     Hypothesis("short_tail", "D3", short_tail, 0.1),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,6 +60,24 @@ def describe(index: Index) -> Structure:
     moved = _moved(index)
     kind = "swaps" if len(moved) <= max(2, n // 8) else "arbitrary"
     return Structure(kind, n, moved=moved[:64], mapping=tuple(index.tolist()[:64]))
+
+
+def candidates(n: int, most: int = 600) -> Iterator[Index]:
+    """Index maps that layouts usually make on an axis of n: transposed digits of two or three factors, and their inner
+    and outer forms.
+    """
+    seen: set[bytes] = set()
+    for a in _divisors(n):
+        for b in _divisors(n // a):
+            sizes = (a, b, n // a // b)
+            for order in ((1, 0, 2), (0, 2, 1), (2, 0, 1), (1, 2, 0), (2, 1, 0)):
+                index = np.arange(n).reshape(sizes).transpose(order).reshape(-1)
+                key = index.tobytes()
+                if key not in seen and (index != np.arange(n)).any():
+                    seen.add(key)
+                    yield index
+                if len(seen) >= most:
+                    return
 
 
 def _moved(index: Index) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .axes import axis_name, roles
+from .axes import axis_name, kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import (
     accept,
@@ -235,7 +235,7 @@ def _sample_fits(ev: Evidence, axis: int) -> bool:
 
 
 def _per_index(ev: Evidence, residual: float, axis: int, a: Tensor, b: Tensor, pure: bool) -> Explanation:
-    where, role = axis_name(axis, ev.r.shape, ev.kind), roles(ev.r.shape, ev.kind)[axis]
+    where, role = axis_name(axis, ev.r.shape, kind_of(ev)), roles(ev.r.shape, kind_of(ev))[axis]
     factors, offsets = a.reshape(-1), b.reshape(-1)
     recognised = _recognise(ev, factors, offsets, pure)
     parameters = {"axis": axis, "factors": factors[:32].tolist()} | ({} if pure else {"offsets": offsets[:32].tolist()})

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .axes import axis_name, roles
+from .axes import axis_name, kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import accept, comparable, noise_level, sample_index, sure
 from .matching import as_rows, fingerprints, from_rows, match_rows, same_values
@@ -32,7 +32,7 @@ def negated_slices(ev: Evidence) -> Iterator[Explanation]:
             continue
         residual = accept(ev, sign * ev.r)
         if residual is not None:
-            where = axis_name(axis, ev.r.shape, ev.kind)
+            where = axis_name(axis, ev.r.shape, kind_of(ev))
             text = f"P is R with the sign reversed at {_listed(flipped)} of {where}"
             yield Explanation(text, residual, sure(ev, residual, 0.93), {"axis": axis, "indices": flipped[:64]})
             return
@@ -89,7 +89,7 @@ def _other_shape(ev: Evidence, r: Tensor, p: Tensor) -> Iterator[Explanation]:
 
 def _other_length(ev: Evidence, r: Tensor, p: Tensor, axis: int) -> Iterator[Explanation]:
     n, m = r.shape[axis], p.shape[axis]
-    where = axis_name(axis, r.shape, ev.kind)
+    where = axis_name(axis, r.shape, kind_of(ev))
     short = min(n, m)
     for start in sorted({0, abs(n - m)}):
         a = p.narrow(axis, start if m > n else 0, short)
@@ -114,7 +114,7 @@ def _other_length(ev: Evidence, r: Tensor, p: Tensor, axis: int) -> Iterator[Exp
 
 
 def _length_class(ev: Evidence, axis: int) -> str:
-    role = roles(ev.reference.shape, ev.kind)[axis]
+    role = roles(ev.reference.shape, kind_of(ev))[axis]
     if ev.kind == "kv":
         return "K3"
     if ev.kind == "schedule":
@@ -145,8 +145,8 @@ def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
         if residual is None:
             continue
         tail = lost == list(range(size - len(lost), size))
-        role = roles(ev.r.shape, ev.kind)[axis]
-        where = axis_name(axis, ev.r.shape, ev.kind)
+        role = roles(ev.r.shape, kind_of(ev))[axis]
+        where = axis_name(axis, ev.r.shape, kind_of(ev))
         edge = role in {"h", "w"} and len(lost) <= 2 and (tail or lost == list(range(len(lost))))
         naming = _zeroed_class(ev, role, tail, edge)
         text = (
@@ -154,7 +154,11 @@ def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
             f"entries of {where}, the others are equal"
         )
         yield Explanation(
-            text, residual, sure(ev, residual, 0.92), {"axis": axis, "indices": lost[:64], "tail": tail}, naming
+            text,
+            residual,
+            sure(ev, residual, 0.96 if is_memory(ev) else 0.92),
+            {"axis": axis, "indices": lost[:64], "tail": tail},
+            naming,
         )
         return
 
@@ -197,8 +201,8 @@ def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
         if residual is None:
             continue
         moved = np.nonzero(match.index != np.arange(size))[0]
-        where = axis_name(axis, ev.r.shape, ev.kind)
-        role = roles(ev.r.shape, ev.kind)[axis]
+        where = axis_name(axis, ev.r.shape, kind_of(ev))
+        role = roles(ev.r.shape, kind_of(ev))[axis]
         first, source = int(moved[0]), int(match.index[moved[0]])
         one = len(np.unique(match.index[moved])) == 1
         named = f"entry {source}" if one else f"entries {match.index[moved][:8].tolist()}"

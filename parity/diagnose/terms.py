@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .axes import axis_name
+from .axes import axis_name, kind_of
 from .candidates import same_shape, vectors
 from .evidence import Evidence, Explanation, Hypothesis
 from .fits import accept, allowance, comparable, grouped_scale, hot_index, near, noise_level, number, scalar_fit, sure
@@ -120,7 +120,7 @@ def channel_gate(ev: Evidence) -> Iterator[Explanation]:
             g = grouped_scale(ev.d, y, axes)
             residual = float(torch.linalg.vector_norm(ev.d - g * y) / torch.linalg.vector_norm(ev.d))
             if residual <= allowance(ev):
-                where = " and ".join(axis_name(a, ev.r.shape, ev.kind) for a in axes)
+                where = " and ".join(axis_name(a, ev.r.shape, kind_of(ev)) for a in axes)
                 text = (
                     f"P − R is {name} times one factor per index of {where} ({number(float(g.min()))} to "
                     f"{number(float(g.max()))}): a gate or scale is missing or another one"
@@ -141,7 +141,15 @@ def bias(ev: Evidence) -> Iterator[Explanation]:
     `parallel.py`.
     """
     k, name, residual = bias_multiple(ev)
-    if name and (not near(k, round(k), 0.01) or k < 0.5):
+    if (
+        name
+        and near(k, 1, 0.01)
+        and vectors(ev)[name].numel() not in {ev.r.shape[-1], ev.r.shape[min(1, ev.r.ndim - 1)]}
+    ):
+        yield Explanation(
+            f"the table {name} is added twice", residual, sure(ev, residual, 0.96), {"vector": name}, "N6"
+        )
+    elif name and (not near(k, round(k), 0.01) or k < 0.5):
         what = f"the vector {name} is missing" if near(k, -1, 0.01) else f"P − R is {number(k)} times the vector {name}"
         yield Explanation(
             what, residual, sure(ev, residual, 0.96 if near(k, -1, 0.01) else 0.8), {"vector": name, "factor": k}
@@ -208,7 +216,10 @@ def step(ev: Evidence) -> Iterator[Explanation]:
             residual = ev.residual(f(ev.r))
             if residual <= slack:
                 text = f"P is {name} of R: it is applied once too often"
-                yield Explanation(text, residual, sure(ev, residual, 0.93), {"step": name, "side": "extra"}, "N6")
+                own = sum(op.name == name for op in ev.ref_ops)
+                twice = own > 0 and sum(op.name == name for op in ev.port_ops) > own
+                best = 0.98 if twice else 0.93
+                yield Explanation(text, residual, sure(ev, residual, best), {"step": name, "side": "extra"}, "N6")
                 return
         if float(torch.linalg.vector_norm(r - f(p))) <= 3 * slack * size:
             residual = float(torch.linalg.vector_norm(ev.r - f(ev.p)) / torch.linalg.vector_norm(ev.d))

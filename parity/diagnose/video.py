@@ -12,7 +12,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from .axes import axis_name, axis_of
+from .axes import axis_name, axis_of, kind_of
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import comparable, grouped_affine, grouped_scale, noise_level, number, sure
 
@@ -30,7 +30,7 @@ def _film(ev: Evidence, least: int = 2) -> int | None:
         return None
     if ev.r.ndim != 5 and ev.kind == "activation":
         return None
-    axis = axis_of("f", ev.r.shape, ev.kind)
+    axis = axis_of("f", ev.r.shape, kind_of(ev))
     return axis if axis is not None and ev.r.shape[axis] >= least else None
 
 
@@ -124,7 +124,7 @@ def border(ev: Evidence) -> Iterator[Explanation]:
     """All of the error lies in a border of few rows or columns (V3: padding mode or side)."""
     if not comparable(ev, 64) or ev.r.ndim < 3 or ev.kind == "weight":
         return
-    h, w = axis_of("h", ev.r.shape, ev.kind), axis_of("w", ev.r.shape, ev.kind)
+    h, w = axis_of("h", ev.r.shape, kind_of(ev)), axis_of("w", ev.r.shape, kind_of(ev))
     if h is None or w is None or min(ev.r.shape[h], ev.r.shape[w]) < 6:
         return
     other = tuple(i for i in range(ev.r.ndim) if i not in (h, w))
@@ -157,7 +157,7 @@ def tile_grid(ev: Evidence) -> Iterator[Explanation]:
     if not comparable(ev, 256) or ev.r.ndim < 3 or ev.kind not in FILM or next(border(ev), None) is not None:
         return
     for role in ("w", "h"):
-        axis = axis_of(role, ev.r.shape, ev.kind)
+        axis = axis_of(role, ev.r.shape, kind_of(ev))
         if axis is None or ev.r.shape[axis] < 16:
             continue
         found = _bands(energies(ev, axis))
@@ -165,7 +165,7 @@ def tile_grid(ev: Evidence) -> Iterator[Explanation]:
             pitch, inside, width = found
             text = (
                 f"{inside:.0%} of the error lies in bands of {width} at multiples of {pitch} along "
-                f"{axis_name(axis, ev.r.shape, ev.kind)}: tile seams"
+                f"{axis_name(axis, ev.r.shape, kind_of(ev))}: tile seams"
             )
             yield Explanation(text, max(0.0, 1 - inside) ** 0.5, 0.75, {"axis": axis, "pitch": pitch, "width": width})
             return
@@ -203,7 +203,7 @@ def blend_ramp(ev: Evidence) -> Iterator[Explanation]:
     ]
     for (first, a), (second, b) in permutations(tiles[:6], 2):
         for role in ("w", "h", "f"):
-            axis = axis_of(role, ev.r.shape, ev.kind)
+            axis = axis_of(role, ev.r.shape, kind_of(ev))
             if axis is None or not 2 <= ev.r.shape[axis] <= 4096:
                 continue
             ramps = _ramps(ev, a, b, axis)
@@ -211,7 +211,7 @@ def blend_ramp(ev: Evidence) -> Iterator[Explanation]:
                 continue
             ours, theirs = ([round(v, 3) for v in ramp[:6]] for ramp in ramps)
             text = (
-                f"{first} and {second} are blended along {axis_name(axis, ev.r.shape, ev.kind)} with "
+                f"{first} and {second} are blended along {axis_name(axis, ev.r.shape, kind_of(ev))} with "
                 f"weights {theirs} instead of {ours}"
             )
             yield Explanation(text, 0.0, 0.96, {"axis": axis, "reference": ours, "port": theirs})
@@ -271,7 +271,7 @@ def seam(ev: Evidence) -> Iterator[Explanation]:
     n = ev.r.shape[axis]
     if not wrong or wrong[0] == 0 or wrong != list(range(wrong[0], n)) or len(wrong) < 2:
         return
-    keep = [axis] + ([c] if (c := axis_of("c", ev.r.shape, ev.kind)) is not None else [])
+    keep = [axis] + ([c] if (c := axis_of("c", ev.r.shape, kind_of(ev))) is not None else [])
     a, b = grouped_affine(ev.p, ev.r, keep)
     residual = ev.residual(a * ev.r + b)
     if residual < 0.15:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import layout, lora, precision, quantisation
-from .axes import roles
+from .axes import kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import comparable, number, sample_index, sure
 
@@ -187,7 +187,8 @@ def in_parameters(ev: Evidence) -> Iterator[Explanation]:
         best = diagnose_one(ev, name, ref, port)
         if best is not None:
             hypothesis, found = best
-            trust = found.confidence if len(pairs) <= 4 else found.confidence * 0.95
+            # the parameter is the cause, what its effect looks like is not
+            trust = min(0.98, found.confidence + 0.05) if len(pairs) <= 4 else found.confidence * 0.95
             yield replace(
                 found,
                 text=f"parameter {name}: {found.text}",
@@ -269,7 +270,7 @@ def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
     if not others:
         return
     for axis, size in enumerate(ev.r.shape):
-        if roles(ev.r.shape, ev.kind)[axis] in {"b", "f", "h", "w"}:
+        if roles(ev.r.shape, kind_of(ev))[axis] in {"b", "f", "h", "w"}:
             continue
         if not 2 <= size <= 256 or ev.r.numel() // size < 6 or not _has_source(ev, axis, others):
             continue
@@ -306,6 +307,31 @@ def _sources(ev: Evidence, axis: int, others: dict[str, Tensor]) -> list[tuple[i
     moved = [(i, names[int(j) // size], int(j) % size) for i, j in enumerate(match.index) if int(j) != i]
     foreign = [m for m in moved if m[1] != "R"]
     return foreign if foreign and len(foreign) < size else None
+
+
+def other_chunk(ev: Evidence) -> Iterator[Explanation]:
+    """R and P are two different parts of one captured tensor or parameter (W5: shift for scale; W3: q for k)."""
+    if ev.kind == "weight" or not comparable(ev, 8):
+        return
+    offered = {**ev.inputs, **{n: p[0] for n, p in ev.parameters.items() if p[0] is not None}}
+    for name, x in offered.items():
+        parts = x.numel() // ev.r.numel() if x.is_floating_point() else 0
+        if not 2 <= parts <= 12 or x.numel() % ev.r.numel():
+            continue
+        for axis in range(x.ndim):
+            if x.shape[axis] % parts:
+                continue
+            chunks = [as_float64(c).reshape(-1) for c in x.chunk(parts, axis)]
+            r, p = (
+                next((i for i, c in enumerate(chunks) if torch.equal(c, v.reshape(-1))), None) for v in (ev.r, ev.p)
+            )
+            if r is not None and p is not None and r != p:
+                modulation = parts in {2, 6, 9} or ev.r.numel() <= ev.r.shape[0] * ev.r.shape[-1]
+                text = f"P is part {p} of {name} where R is part {r} of its {parts}"
+                yield Explanation(
+                    text, 0.0, 0.98, {"input": name, "reference": r, "port": p}, "W5" if modulation else "W3"
+                )
+                return
 
 
 def modulation_order(ev: Evidence) -> Iterator[Explanation]:
@@ -362,5 +388,6 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("parameter_absent", "W2", absent, 0.4),
     Hypothesis("setting_differs", "W12", settings_differ, 0.5),
     Hypothesis("mixed_slices", "W3", mixed_slices, 0.7),
+    Hypothesis("other_chunk", "W5", other_chunk, 0.95),
     Hypothesis("modulation_order", "W5", modulation_order, 0.7),
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +14,15 @@ from fixtures.synthetic.models import NAMES, load
 from fixtures.synthetic.models.seams import resolve
 from fixtures.synthetic.models.weights import cast
 from fixtures.synthetic.models.witness import Event, observe, relative_error
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors are tiny: more threads only wait for each other."""
+    kept = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(kept)
 
 
 def calls_of(events: list[Event], target: str) -> int:
@@ -73,6 +84,10 @@ def test_every_seam_scope_and_state_is_passed(name: str) -> None:
     targets = [seam.target for seam in zoo.SEAMS] + [read.target for read in zoo.STATES]
     for target in targets:
         assert calls_of(events, target) > 0, target
+    for seam in zoo.SEAMS:
+        owner, attribute = resolve(seam.target)
+        assert set(seam.args) <= set(inspect.signature(getattr(owner, attribute)).parameters), seam.target
+        assert isinstance(seam.site, tuple) == (seam.each or seam.cycle), seam.target
     for scope in zoo.SCOPES:
         owner, attribute = resolve(scope.target)
         assert callable(getattr(owner, attribute))

@@ -436,6 +436,8 @@ def norm_skipped(ev: Evidence) -> Iterable[Explanation]:
         ratio = _group_factor(x, ev.r, 1)
         gains = [None, *(w for _, w in parameter_vectors(ev, ev.r.shape[-1]))]
         unit = any(_unit_groups(ev.r if w is None else ev.r / w) == 1 for w in gains)
+        if close(x.norm(dim=-1), ev.r.norm(dim=-1), 1e-4):  # both have R's norms: a rotation, not a norm, is missing
+            continue
         if ratio is not None or unit:
             text = "the norm of queries or keys (QK-norm) is missing: the port's value is the norm's input"
             yield from fitted(ev, x, text, 0.97, "A7", input=name)

@@ -65,7 +65,7 @@ def _worth(ev: Evidence) -> bool:
 
 def _eps_from_ratio(ev: Evidence) -> Iterator[Explanation]:
     """P/R is one number per token and R, P have mean square v/(v + eps): the two eps have one ratio for all tokens."""
-    if ev.r.dim() < 2 or ev.r.shape[-1] < 8 or ev.error > 0.5:
+    if ev.r.dim() < 2 or ev.r.shape[-1] < 8 or ev.error > 0.5 or ev.r.numel() < 6 * ev.r.shape[-1]:
         return
     r, p = ev.r.flatten(0, -2), ev.p.flatten(0, -2)
     gains: list[Tensor | None] = [None, *(w for _, w in parameter_vectors(ev, r.shape[-1]))]
@@ -247,11 +247,15 @@ def activation(ev: Evidence) -> Iterable[Explanation]:
             residual = float(torch.linalg.vector_norm(reading.build(curve) - reading.p)) / whole
             if residual <= limit(ev):
                 if name == "no activation":
-                    text = f"the activation ({reading.curve}) {reading.where} is missing"
+                    text = f"the activation ({reading.curve}) {reading.where} is missing".replace("  ", " ")
+                elif reading.curve == "no activation":
+                    text = f"{name} {reading.where} is applied where the reference has none".replace("  ", " ")
                 else:
                     text = f"the activation {reading.where} is {name} instead of {reading.curve}".replace("  ", " ")
                 values = {"reference": reading.curve, "port": name}
-                yield Explanation(text, residual, confidence(ev, residual, 0.96), values, "N2")
+                missing = "no activation" in (name, reading.curve)  # a missing term rather than a variant
+                sure = confidence(ev, residual, 0.96)
+                yield Explanation(text, residual, sure, values, "N5" if missing else "N2")
                 return
     yield from _activation_of_operations(ev)
     yield from _activation_of_values(ev)
@@ -426,6 +430,27 @@ def _chunks(ev: Evidence, like: Tensor) -> list[tuple[str, Tensor]]:
     return found
 
 
+def modulation_outputs(ev: Evidence) -> Iterable[Explanation]:
+    """W5 where a module returns its chunks apart: output k of the port is output m of the reference (sites `module.k`)."""
+    stem, _, own = ev.site.rpartition(".")
+    if not own.isdigit() or not stem or not comparable(ev) or not _varies(ev.r):
+        return
+    siblings = [s for s in ev.sites if s.rpartition(".")[0] == stem and s.rpartition(".")[2].isdigit()]
+    if not 2 <= len(siblings) <= 12 or ev.r.numel() // ev.r.shape[-1] > max(64, ev.r.shape[0]):
+        return
+    for site in siblings:
+        other = ev.ref_at(site, ev.coords) if site != ev.site else None
+        if other is None or other.shape != ev.reference.shape or close(ev.r, as_float64(other), 1e-4):
+            continue
+        place = site.rpartition(".")[2]
+        text = f"output {own} of {len(siblings)} is the reference's output {place}: the chunks are in another order"
+        yield from fitted(ev, as_float64(other), text, 0.98, "W5", output=int(own), source=int(place))
+
+
+def _varies(x: Tensor) -> bool:
+    return x.dim() >= 1 and x.numel() >= 4 and float(x.std()) > 0
+
+
 def modulation_order(ev: Evidence) -> Iterable[Explanation]:
     """W5 on a modulation tensor: its 2, 3 or 6 chunks are in another order (last axis, or an axis of that size)."""
     if not comparable(ev) or not ev.reference.is_floating_point() or ev.kind in ("rope", "mask", "schedule"):
@@ -486,5 +511,6 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("activation", "N2", activation, 0.8),
     Hypothesis("dropout", "N8", dropout, 0.6),
     Hypothesis("modulation", "W5", modulation, 0.75),
+    Hypothesis("modulation outputs", "W5", modulation_outputs, 0.9),
     Hypothesis("modulation order", "W5", modulation_order, 0.5),
 )

@@ -405,7 +405,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("rotary pairing", "P1", _test("rotary pairing"), 0.8),
     Hypothesis("rotary output order", "W4", _test("rotary output order"), 0.85),
     Hypothesis("frequency order", "P1", _test("frequency order"), 0.6),
-    Hypothesis("rotary missing", "P7", _test("rotary missing"), 0.9),
+    Hypothesis("rotary missing", "N5", _test("rotary missing"), 0.9),
     Hypothesis("rotation sign", "P7", _test("rotation sign"), 0.9),
     Hypothesis("band order", "P3", _test("band order"), 0.75),
     Hypothesis("position axes", "P3", _test("position axes"), 0.7),

@@ -34,7 +34,7 @@ def stories(zr: Tensor, zp: Tensor, tolerance: float) -> Iterator[Story]:
         return
     one = torch.ones_like(zr)
     if same_table(zp, one, tolerance):
-        yield Story("rotary missing", "P7", "no rotation was applied: the rotary embedding is missing or identity", one)
+        yield Story("rotary missing", "N5", "no rotation was applied: the rotary embedding is missing or identity", one)
         return
     if same_table(zp, zr.conj(), tolerance):
         flipped = zr.conj().resolve_conj()
@@ -63,6 +63,7 @@ def _columns(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) -> Ite
         return
     source = _assigned(distance, tolerance)
     idle = ((b - 1).abs().square().mean(0).sqrt() <= tolerance) & (distance.diagonal() > tolerance)
+    idle &= distance.amin(1) > tolerance  # a column of an axis that does not move here is not an idle one
     if bool(((distance[torch.arange(m), source] > tolerance) & ~idle).any()):
         return
     table = torch.where(idle, torch.ones_like(zr), zr[:, source])

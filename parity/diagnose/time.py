@@ -252,7 +252,10 @@ def time_embedding(ev: Evidence) -> Iterable[Explanation]:
         return
     rows_r, rows_p = (x.reshape(-1, x.shape[-1]) for x in (ev.r, ev.p))
     ours, theirs = sinusoid(rows_r), sinusoid(rows_p)
-    if ours is None or theirs is None or len(rows_r) > 64:
+    if len(rows_r) > 64:
+        return
+    if ours is None or theirs is None:
+        yield from _frequency_table(ev, ours, theirs)
         return
     said: list[str] = []
     classes: list[str] = []
@@ -266,6 +269,29 @@ def time_embedding(ev: Evidence) -> Iterable[Explanation]:
     explained = write_sinusoid(theta, theirs.amplitude, theirs.order).reshape(ev.p.shape)
     text = "the time embedding differs: " + "; ".join(said)
     yield from fitted(ev, explained, text, 0.96 if len(said) == 1 else 0.94, classes[0], **values)
+
+
+def _frequency_table(ev: Evidence, ours: Sinusoid | None, theirs: Sinusoid | None) -> Iterator[Explanation]:
+    """W10: one side's frequencies are those of the other rounded to bf16 or fp16, or all zero (a buffer that was never filled)."""
+    known = ours or theirs
+    if known is None:
+        return
+    low, high = (ev.r, ev.p) if ours is None else (ev.p, ev.r)
+    who = ("the port's", "the reference's") if ours is not None else ("the reference's", "the port's")
+
+    def written(change: Callable[[Tensor], Tensor]) -> Tensor:
+        theta = torch.stack([line.amount * change(line.frequencies) for line in known.lines])
+        return write_sinusoid(theta, known.amplitude, known.order).reshape(ev.p.shape)
+
+    changes = {f"{who[0]} frequencies are {who[1]} {text}": change for text, change in list(ROUNDINGS.items())[:2]}
+    changes[f"{who[0]} frequencies are all zero: the buffer was never filled"] = torch.zeros_like
+    for text, change in changes.items():
+        exact, other = written(lambda f: f), written(change)
+        if close(exact, high, 1e-3) and relative_error(other, low) < 0.02 * ev.error + 2 * noise(ev):
+            # the residual of the side that is not R: how well the change predicts the other side
+            residual = float(torch.linalg.vector_norm(other - low) / torch.linalg.vector_norm(ev.d))
+            yield Explanation(text, residual, confidence(ev, residual, 0.94), {}, "W10")
+            return
 
 
 def _embedding_order(a: Sinusoid, b: Sinusoid, said: list[str], classes: list[str], values: dict[str, object]) -> None:

@@ -78,7 +78,7 @@ CASES = {
     ),
     "output order": (X, rotate(X, THETA, out="half"), rotate(X, THETA), "rotary output order", "W4"),
     "sign": (X, rotate(X, THETA), rotate(X, -THETA), "rotation sign", "P7"),
-    "missing": (X, rotate(X, THETA), X, "rotary missing", "P7"),
+    "missing": (X, rotate(X, THETA), X, "rotary missing", "N5"),
     "offset": (X, rotate(X, THETA), rotate(X, angles(ROW + 3, 16)), "position offset", "P2"),
     "base": (X, rotate(X, THETA), rotate(X, angles(ROW, 16, 500.0)), "rotary frequencies", "P5"),
     "unit": (X, rotate(X, THETA), rotate(X, THETA * 2), "position unit", "P5"),
@@ -169,7 +169,7 @@ def test_two_tensors_only() -> None:
         (rotate(X, THETA, "half"), "P1"),
         (rotate(X, angles(ROW + 1, 16)), "P2"),
         (rotate(X, -THETA), "P7"),
-        (X, "P7"),
+        (X, "N5"),
         (rotate(X, angles(ROW, 16, 500.0)), "P5"),
     ):
         found = explain(Evidence(reference=r, port=p))

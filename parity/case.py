@@ -89,6 +89,7 @@ class Case:
     reseat: sites at which the port continues with the reference's value once its own is recorded (the model's input at each forward), so that
         every step is judged from the same state; regular expressions.
     allow_unaligned: sites that have no counterpart, with the reason (regular expression -> reason), on either side.
+    allow_dtypes: sites that the port may keep in a coarser dtype than the reference does in a half-precision run, with the reason.
     axes: the coordinates' axes in nesting order.
     """
 
@@ -102,6 +103,7 @@ class Case:
     reseat: tuple[str, ...] = ()
     axes: tuple[str, ...] = ()
     allow_unaligned: Mapping[str, str] = field(default_factory=dict)
+    allow_dtypes: Mapping[str, str] = field(default_factory=dict)
     frames: Callable[[Trace], Any] | None = None  # frames [F,H,W,3] uint8 from a trace, for pictures
     quirks: tuple[str, ...] = ()  # accepted differences, with reason; printed as notes
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)

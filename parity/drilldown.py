@@ -8,6 +8,7 @@ are where the port departs.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import linecache
 import math
 import os
@@ -24,7 +25,14 @@ from parity.diagnose.evidence import Op
 from parity.trace import Record
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_SKIPPED = (_HERE, os.path.dirname(os.path.abspath(torch.__file__)), os.path.dirname(contextlib.__file__) + "/contextlib.py", "<")
+_EINOPS = importlib.util.find_spec("einops")  # its frames say nothing: the caller's line does
+_SKIPPED = (
+    _HERE,
+    os.path.dirname(os.path.abspath(torch.__file__)),
+    contextlib.__file__,
+    "<",
+    *(os.path.dirname(_EINOPS.origin) for _ in range(1) if _EINOPS is not None and _EINOPS.origin),
+)
 _MOST_ELEMENTS = 1 << 21  # larger values are not kept
 _MOST_OPS = 4000
 _CLOSE = 1e-6

@@ -199,11 +199,18 @@ def _surroundings(record: Record, trace: Trace, most: int = 24) -> list[str]:
             if len(found) >= 2:
                 break
             continue
-        if other.module == record.module or other.module.startswith(f"{record.module}.") or record.module.startswith(f"{other.module}."):
+        if _belongs(other, record.module):
             found.append(other.key)
         if len(found) >= most:
             break
     return found[::-1]
+
+
+def _belongs(record: Record, module: str) -> bool:
+    """Tell whether a record was made by a module, within it, by one of its callers, or is its input."""
+    made_by = record.module
+    inside = made_by == module or made_by.startswith(f"{module}.") or module.startswith(f"{made_by}.")
+    return inside or (record.role == "in" and record.site.startswith(f"{module}.in."))
 
 
 def _locate_module(roots: Mapping[str, nn.Module], path: str) -> nn.Module | None:
@@ -242,7 +249,9 @@ def _parameters(
             continue
         partner = next((n for n, other in right.items() if other.shape == tensor.shape), None)
         pairs[name] = (tensor, right.pop(partner) if partner is not None else None)
-    return pairs | {name: (None, tensor) for name, tensor in right.items()}
+    # A parameter that one side lacks is evidence; a buffer (a table, a cache) is the side's own business.
+    kept = {n for n, _ in [*ref.named_parameters(), *port.named_parameters()]}
+    return {n: pair for n, pair in pairs.items() if pair[1] is not None or n in kept} | {n: (None, t) for n, t in right.items() if n in kept}
 
 
 def _settings(case: Case, window: Window, record: Record | None, port_record: Record | None) -> dict[str, tuple[Any, Any]]:

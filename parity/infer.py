@@ -223,7 +223,7 @@ def _partner(port: Record, candidates: Sequence[Record]) -> Record | None:
 def _by_module(records: Mapping[str, Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in _in_order(records.values()):
-        found.setdefault(record.module, []).append(record)
+        found.setdefault(record.site.partition(".in.")[0] if record.role == "in" else record.module, []).append(record)
     return found
 
 

@@ -17,28 +17,12 @@ def owner(divergence: Divergence, reference: Trace) -> str:
     """Return the module whose own code computed the diverging record.
 
     Everything recorded before it agrees. So an output of module M points at M (its children and inputs agree), an input of M at M's caller, and
-    something seen inside a module call (a function, a state) at that module.
+    something seen inside a module call (a function, a state) at that module. Outside every module it is the program itself: the record's own name.
     """
     record = reference.get(divergence.key)
     if record is None:
-        return divergence.module
-    if record.role == "in":
-        module = record.site.partition(".in.")[0]
-        if record.module == module:  # the input of a module call: its caller made it
-            return parent(module, reference)
-    return record.module or record.site
-
-
-def parent(module: str, reference: Trace) -> str:
-    """Return the closest enclosing module that the trace knows (containers that never run are skipped), or the root."""
-    known = {record.module for record in reference}
-    path = module
-    while "." in path:
-        path = path.rpartition(".")[0]
-        if path in known:
-            return path
-    roots = [m for m in known if m and "." not in m and m != module]
-    return roots[0] if roots else module
+        return divergence.module or divergence.site
+    return record.module or record.site.partition(".in.")[0]
 
 
 def culprits(divergences: Iterable[Divergence], reference: Trace) -> tuple[Culprit, ...]:

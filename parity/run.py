@@ -21,6 +21,7 @@ from parity.explain import explain
 from parity.execute import Inject, Runs, grafting, reseating, run_side
 from parity.floors import Floors
 from parity.locate import culprits, first_divergence, owner, without_echoes
+from parity.precision import inexact_arithmetic, moved_boundaries
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 from parity.trace import Trace
 
@@ -101,6 +102,9 @@ def run_case(
     if isolate and prepared.limits is not None:
         with _timed(seconds, "isolate", say):
             local, rows = _isolate(case, setting, runs, prepared.limits, rows, inject, order, notes)
+    local += moved_boundaries(rows, case, setting, reference)
+    if isolate:
+        local += inexact_arithmetic(case, setting, runs, inject, order)
     if free and case.reseat:
         with _timed(seconds, "free run", say):
             runs.free = run_side(case, "port", setting, inject=inject).trace

@@ -48,7 +48,7 @@ class Record:
     """One tensor seen at one site and coordinates.
 
     site: the point of the computation (in the reference's names when the capture had a name map). coords: axis -> index, in nesting
-    order. module: path of the innermost module that was running. role: "in", "out", "function", "state" or "static". origin: the
+    order. module: path of the innermost module that was running, whose code made the value (for an input: the caller). role: "in", "out", "function", "state" or "static". origin: the
     site's own name before a name map renamed it. layout: the einops pattern that was applied, if any.
     """
 

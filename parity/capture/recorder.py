@@ -173,17 +173,20 @@ class Recorder:
     def _before(self, probe: Modules, site: str, observed: bool, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self._paused:
             return None
+        changed = None
+        if observed and probe.inputs:
+            # Still the caller's: whoever calls this module made its inputs.
+            changed = self._record_inputs(probe, site, _argument_names(type(module)), args, kwargs)
         self.modules.append(site)
         self._turns.append(Counter())
-        if not (observed and probe.inputs):
-            return None
-        names = _argument_names(type(module))
-        new_args = tuple(
-            self._many(f"{site}.in.{names[i] if i < len(names) else i}", a, _kind(probe, site, "input"), "in")
-            for i, a in enumerate(args)
-        )
-        new_kwargs = {k: self._many(f"{site}.in.{k}", v, _kind(probe, site, "input"), "in") for k, v in kwargs.items()}
-        return new_args, new_kwargs
+        return changed
+
+    def _record_inputs(self, probe: Modules, site: str, names: Sequence[str], args: Any, kwargs: Any) -> Any:
+        def seen(name: object, value: Any) -> Any:
+            label = f"{site}.in.{name}"
+            return self._many(label, value, _kind(probe, label, "input"), "in")
+
+        return tuple(seen(names[i] if i < len(names) else i, a) for i, a in enumerate(args)), {k: seen(k, v) for k, v in kwargs.items()}
 
     def _after(self, probe: Modules, site: str, observed: bool, module: nn.Module, args: Any, result: Any) -> Any:
         if self._paused:

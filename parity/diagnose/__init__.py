@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -26,6 +27,7 @@ FAMILIES = (
     "parallel",
     "video",
 )
+_log = logging.getLogger(__name__)
 _LEAST = 0.05  # explanations less sure than this are not worth a line
 
 
@@ -38,13 +40,14 @@ def hypotheses() -> tuple[Hypothesis, ...]:
 def diagnose(evidence: Evidence, most: int = 5) -> tuple[Cause, ...]:
     """Return the causes that explain the evidence, best first; empty when nothing does ("unexplained" is an honest answer).
 
-    A hypothesis that raises on odd evidence does not explain it; the others still run.
+    A hypothesis that raises on odd evidence does not explain it; the others still run. What was raised is logged.
     """
     found: list[tuple[float, Cause]] = []
     for hypothesis in hypotheses():
         try:
             explanations = list(hypothesis.test(evidence))
-        except Exception:
+        except Exception as error:
+            _log.info("the hypothesis %r raised at %s: %s: %s", hypothesis.name, evidence.site, type(error).__name__, error)
             continue
         for explanation in explanations:
             if explanation.confidence >= _LEAST and not explanation.parameters.get("benign"):

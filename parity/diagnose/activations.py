@@ -92,7 +92,7 @@ def _projected(
     vectors = [as_float64(w) for w, _ in ev.parameters.values() if w is not None and w.dim() == 1]
     lasts = [w for w in matrices if w.shape[0] == out][:8]
     inputs = [x for _, x in pool if x.dim() >= 2 and x.numel() // x.shape[-1] == ev.reference.numel() // out][:8]
-    for value in inputs:
+    for place, value in enumerate(inputs):
         x = as_float64(value).reshape(-1, value.shape[-1])[:TOKENS]
         for last in lasts:
             for bias in _biases(vectors, out):
@@ -102,7 +102,7 @@ def _projected(
                     for inner in _biases(vectors, first.shape[0]):
                         h = x @ first.T + inner
                         yield (lambda f, h=h, w=last, b=bias: f(h) @ w.T + b), r, p, "between two projections"
-                if inputs.index(value) < 2:
+                if place < 2:
                     yield from _gated(x, last, bias, matrices, r, p)
 
 

@@ -202,10 +202,10 @@ def padded_rows(ev: Evidence) -> Iterator[Explanation]:
     if not bool(wrong.any()):
         return
     starts = [int(torch.nonzero(w)[0]) if bool(w.any()) else w.numel() for w in wrong]
-    tail = all(bool(w[s:].all()) for w, s in zip(wrong, starts, strict=True)) and min(starts) > 0
+    tail = all(bool(w[s:].all()) for w, s in zip(wrong, starts, strict=True)) and max(starts) > 0
     if tail and bool(r_zero[wrong].all()) and not bool(p_zero[wrong].any()):
         text = f"rows from {starts} on are zero in R and kept in P: the padded rows are not zeroed"
-        yield Explanation(text, 0.0, 0.95, {"lengths": starts, "side": "port keeps"})
+        yield Explanation(text, 0.0, 0.98, {"lengths": starts, "side": "port keeps"})
     elif tail and bool(p_zero[wrong].all()):
         text = f"rows from {starts} on are zero in P and not in R: the text is cut or its padding zeroed"
         yield Explanation(text, 0.0, 0.93, {"lengths": starts, "side": "port zeroes"})
@@ -234,6 +234,43 @@ def _other_side(ev: Evidence, r: Tensor, p: Tensor) -> Iterator[Explanation]:
         yield Explanation(text, residual, sure(ev, residual, 0.93), {"shifts": shifts})
 
 
+def token_ids(ev: Evidence) -> Iterator[Explanation]:
+    """Whole numbers per sequence differ: template, special tokens, padding side or length of the prompt (C3)."""
+    if ev.reference.is_floating_point() or ev.reference.dtype == torch.bool or ev.kind not in {"input", "activation"}:
+        return
+    if (
+        ev.reference.ndim != 2
+        or not ev.same_shape
+        or ev.reference.numel() < 4
+        or ev.error == 0
+        or len(torch.unique(ev.r)) < 4
+    ):
+        return
+    steps = ev.r.diff(dim=1)
+    if bool((steps == steps[:, :1]).all()):
+        return  # positions, not text
+    rows = torch.nonzero((ev.p != ev.r).any(dim=1)).reshape(-1).tolist()
+    said = [_edit(ev.r[i], ev.p[i]) for i in rows]
+    how = said[0] if said and all(s == said[0] for s in said) else "the tokens differ"
+    text = f"the token ids of {len(rows)} of {len(ev.r)} sequences differ: {how}"
+    yield Explanation(text, 0.0, 0.94 if how != "the tokens differ" else 0.85, {"rows": rows[:16], "how": how})
+
+
+def _edit(r: Tensor, p: Tensor) -> str:
+    """How one sequence of ids became the other: moved as a whole, or a piece left out or put in at one place."""
+    n = len(r)
+    for shift in range(1, n):
+        if torch.equal(r.roll(shift), p):
+            return "padded on the other side"
+    start = int(torch.nonzero(r != p)[0])
+    for k in range(1, n - start):
+        if torch.equal(r[start + k :], p[start : n - k]):
+            return f"{k} tokens are left out at {start}"
+        if torch.equal(p[start + k :], r[start : n - k]):
+            return f"{k} tokens are put in at {start}"
+    return "the tokens differ"
+
+
 def inverted_mask(ev: Evidence) -> Iterator[Explanation]:
     """Two-valued R with P == (low + high) − R: the mask's meaning is reversed (C5; A2 for a mask record)."""
     if not comparable(ev, 4):
@@ -253,7 +290,7 @@ def slice_filled(ev: Evidence) -> Iterator[Explanation]:
     """Differences only in some frames or channels, where P or R is one constant: another fill, or another mask entry
     (C5).
     """
-    if not comparable(ev, 16) or ev.kind not in {"input", "latent", "mask", "frame"} or ev.r.ndim < 3:
+    if not comparable(ev, 16) or ev.kind not in {"input", "latent", "frame"} or ev.r.ndim < 3:
         return
     wrong = (ev.d.abs() > 10 * noise_level(ev) * float(ev.r.abs().mean())) & (ev.d != 0)
     share = float(wrong.double().mean())
@@ -437,6 +474,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("other_record", "C2", other_record, 0.9),
     Hypothesis("final_norm", "C2", final_norm, 0.5),
     Hypothesis("padded_rows", "C3", padded_rows, 0.85),
+    Hypothesis("token_ids", "C3", token_ids, 0.8),
     Hypothesis("inverted_mask", "C5", inverted_mask, 0.95),
     Hypothesis("slice_filled", "C5", slice_filled, 0.6),
     Hypothesis("resampled", "C6", resampled, 0.7),

@@ -31,7 +31,7 @@ def zeros(ev: Evidence) -> Iterator[Explanation]:
     """P == 0 where R is not (W2 for a weight, V10 for a frame, else the term never arrived: N5)."""
     if not ev.same_shape or ev.reference.numel() == 0 or float(ev.r.abs().max()) == 0 or bool(ev.p.any()):
         return
-    naming = {"weight": "W2", "frame": "V10", "latent": "V10", "kv": "K3"}.get(ev.kind, "N5")
+    naming = {"weight": "W2", "frame": "V10", "latent": "V10", "kv": "K3", "mask": "A2"}.get(ev.kind, "N5")
     yield Explanation("P is zero everywhere", 0.0, 0.9, {"count": ev.port.numel()}, naming)
 
 

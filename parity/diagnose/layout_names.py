@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from .axes import LONG, kind_of, roles
 from .evidence import Evidence
 from .permutations import Structure
@@ -59,6 +61,10 @@ def structure_length(ev: Evidence, axes: tuple[int, ...]) -> int:
 def _name_axes(ev: Evidence, axes: tuple[int, ...], structure: Structure) -> Naming:
     """Whole axes exchanged (equal sizes), or a view taken without the permute."""
     names = roles(ev.reference.shape, kind_of(ev))
+    if structure.kind == "transposed" and _relative(ev):
+        return Naming(
+            "P is R transposed, and R depends on row minus column alone: relative positions have the other sign", "P7"
+        )
     if structure.kind == "transposed":
         text = (
             f"P is R with axes {' and '.join(map(str, axes))} swapped"
@@ -73,6 +79,12 @@ def _name_axes(ev: Evidence, axes: tuple[int, ...], structure: Structure) -> Nam
     class_id = _group_class([names[a] for a in axes])
     # a picture whose memory was read in another order is a matter of memory format, not of packing
     return Naming(text, "V11" if class_id == "V5" and structure.kind != "transposed" else class_id)
+
+
+def _relative(ev: Evidence) -> bool:
+    """Whether the record is a table of relative positions: a square matrix, constant along its diagonals."""
+    r = ev.reference
+    return r.ndim == 2 and r.shape[0] == r.shape[1] > 2 and torch.equal(r[1:, 1:], r[:-1, :-1])
 
 
 def _group_class(names: list[str]) -> str:
@@ -115,6 +127,10 @@ def _name_weight(ev: Evidence, axes: tuple[int, ...], structure: Structure, text
 def _name_single(ev: Evidence, axis: int, role: str, structure: Structure, text: str) -> Naming:
     """Class of a rearrangement along one axis of something that is not a weight."""
     leaf, size = structure.leaf, ev.reference.shape[axis]
+    if not ev.reference.is_floating_point() and ev.reference.ndim == 1 and ev.kind != "schedule":
+        return Naming(f"{text}: positions are counted from another start", "P2", 0.97)
+    if role == "a" and size > 2 and torch.equal(ev.reference.select(axis, 0), ev.reference.select(axis, 1)):
+        return Naming(f"{text}: shared heads are tiled instead of repeated", "A6")
     last = axis == ev.reference.ndim - 1
     if ev.kind in {"mask", "schedule"}:
         return Naming(text, "A3" if ev.kind == "mask" else "T5", 0.9)

@@ -46,12 +46,21 @@ def strength(ev: Evidence) -> Iterator[Explanation]:
     rank = low_rank(matrix)
     if rank is None or _is_affine(ev):
         return
+    # P = W0 + c·Δ and d = (c − 1)·Δ: the share of d in P is c/(c − 1), and nothing when the adapter is absent
+    share = float((ev.p * ev.d).sum() / ev.d.square().sum())
+    chance = float(torch.linalg.vector_norm(ev.p) / torch.linalg.vector_norm(ev.d)) / ev.d.numel() ** 0.5
     base = float(torch.linalg.vector_norm(ev.d) / torch.linalg.vector_norm(ev.r))
     text = (
         f"P − R has rank {rank} of {min(matrix.shape)} (size {number(base)} of R): a low-rank "
         "adapter was added with another strength or not at all"
     )
-    yield Explanation(text, 0.01, 0.75, {"rank": rank}, "W7")
+    unmatched = abs(share) < min(0.25, 0.03 + 3 * chance)
+    if unmatched:
+        text = (
+            f"P − R has rank {rank} of {min(matrix.shape)} (size {number(base)} of R) and P holds none of it: "
+            "a low-rank adapter was never added"
+        )
+    yield Explanation(text, 0.01, 0.78, {"rank": rank, "share": share}, "W8" if unmatched else "W7")
 
 
 def _is_affine(ev: Evidence) -> bool:

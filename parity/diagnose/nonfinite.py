@@ -55,6 +55,9 @@ def overflow(ev: Evidence) -> Iterator[Explanation]:
     """P is ±Inf, NaN or ±65504 exactly where |R| > 65504 (Q1)."""
     if not ev.same_shape or ev.port.numel() == 0:
         return
+    if ev.kind == "mask":
+        yield from _infinite_mask(ev)
+        return
     large = ev.r.abs() > FP16_MAX
     if not bool(large.any()) or not bool(torch.isfinite(ev.r).all()):
         return
@@ -74,6 +77,21 @@ def overflow(ev: Evidence) -> Iterator[Explanation]:
         yield Explanation(
             text, 0.0, 0.96 if stray < 0.01 else 0.85, {"largest": float(ev.r.abs().max()), **counts}, "Q1"
         )
+
+
+def _infinite_mask(ev: Evidence) -> Iterator[Explanation]:
+    """A mask closes with −Inf where the reference has a large finite number, and a row has nothing open: its softmax
+    is NaN (A4).
+    """
+    closed = torch.isneginf(ev.p)
+    if ev.p.ndim and bool(closed.any()) and bool((ev.r[closed] <= -1e4).all()):
+        rows = int(closed.all(dim=-1).sum())
+        if rows:
+            text = (
+                f"{rows} rows of the mask are −Inf throughout where the reference is "
+                f"{number(float(ev.r[closed].max()))}: their softmax is NaN"
+            )
+            yield Explanation(text, 0.0, 0.96, {"rows": rows}, "A4")
 
 
 def producer(ev: Evidence) -> Iterator[Explanation]:

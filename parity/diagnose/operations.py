@@ -159,6 +159,8 @@ def cut(ev: Evidence) -> Iterator[Explanation]:
         if any(same(port.outputs[0], op.outputs[0]) for op in ev.ref_ops if op.name in CUTS and op.outputs):
             continue  # the same slice, taken at another moment
         x = ref.inputs[0]
+        if not x.is_floating_point():
+            continue
         axis = int(port.scalars.get("dim", 0)) % max(1, x.ndim)
         if axis != int(ref.scalars.get("dim", 0)) % max(1, x.ndim):
             continue
@@ -173,6 +175,8 @@ def cut(ev: Evidence) -> Iterator[Explanation]:
                 role, "V7"
             )
         )
+        if role in {"h", "w"} and ref.outputs[0].shape == port.outputs[0].shape and ev.kind in {"frame", "input"}:
+            class_id = "C6"  # another crop of a picture
         text = (
             f"the port takes {LONG[role]}s {_range(port)} where the reference takes {_range(ref)} "
             f"of the same tensor{_at(port)}"

@@ -44,6 +44,8 @@ def same_shard(ev: Evidence) -> Iterator[Explanation]:
         return
     for axis, size in enumerate(ev.r.shape):
         for n in WORLD if names[axis] not in {"b", "f", "h", "w"} else ():
+            if n == size and ev.kind != "weight":
+                continue  # every slice the same: a frozen or shared buffer, not shards
             if size % n or size // n < 1 or ev.r.numel() // n < 4 or (size == n and ev.r.numel() // n < 8):
                 continue
             shards = ev.p.chunk(n, axis)
@@ -88,7 +90,7 @@ def shard_statistics(ev: Evidence) -> Iterator[Explanation]:
     """P/R constant per token and shard of the channels (A7: a norm's statistics taken by each rank over its own
     shard).
     """
-    if not comparable(ev, 64) or ev.r.ndim < 2 or ev.kind == "weight":
+    if not comparable(ev, 64) or ev.r.ndim < 2 or ev.kind in {"weight", "mask", "schedule"} or not bool(ev.p.any()):
         return
     channels = ev.r.shape[-1]
     if (residual := _one_ratio(ev, 1)) is not None:

@@ -256,6 +256,9 @@ def _per_index(ev: Evidence, residual: float, axis: int, a: Tensor, b: Tensor, p
     )
     if ev.kind == "weight":
         class_id = "W1"
+    elif role == "c" and len(factors) == 3 and ev.kind in {"frame", "input"}:
+        class_id = "C8"
+        text += ": other means and deviations of the colours"
     elif only_offset and role == "c" and ev.kind in {"latent", "frame", "input"}:
         class_id = "C10"
         text = f"P is R plus one constant per index of {where}: a mean is left out, or subtracted at another place"

@@ -208,7 +208,7 @@ def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
         named = f"entry {source}" if one else f"entries {match.index[moved][:8].tolist()}"
         text = f"P repeats R's {named} at {_listed(moved.tolist())} of {where}"
         naming = {"kv": "V2" if is_memory(ev) else "K1", "schedule": "T5"}.get(ev.kind) or (
-            "V8" if role == "f" and size - 1 in moved else "D2" if role == "out" else "V7"
+            "V8" if role == "f" and size - 1 in moved else "W13" if role == "out" else "V7"
         )
         parameters = {
             "axis": axis,

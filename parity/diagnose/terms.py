@@ -202,7 +202,7 @@ def step(ev: Evidence) -> Iterator[Explanation]:
     """P == f(R): f was applied twice (N6) or only by the port; R == f(P): f is missing (N5). f: activations and norms
     without affine.
     """
-    if not comparable(ev, 16) or ev.r.ndim == 0 or ev.r.shape[-1] < 4:
+    if not comparable(ev, 16) or ev.r.ndim == 0 or ev.r.shape[-1] < 4 or ev.kind == "mask" or not bool(ev.p.any()):
         return
     rows = ev.r.reshape(-1, ev.r.shape[-1]), ev.p.reshape(-1, ev.r.shape[-1])
     some = torch.linspace(0, rows[0].shape[0] - 1, min(64, rows[0].shape[0])).round().to(torch.int64)
@@ -229,11 +229,35 @@ def step(ev: Evidence) -> Iterator[Explanation]:
                 return
 
 
+def exchanged_gate(ev: Evidence) -> Iterator[Explanation]:
+    """R == f(a)·b and P == f(b)·a with captured a, b: gate and up are exchanged (W3); another f is N2's business."""
+    if not comparable(ev, 16):
+        return
+    index = hot_index(ev)
+    r, p = ev.r.reshape(-1)[index], ev.p.reshape(-1)[index]
+    names = list(same_shape(ev).items())[:16]
+    for a_name, a in names:
+        for b_name, b in names:
+            if a_name == b_name:
+                continue
+            x, y = a.reshape(-1)[index], b.reshape(-1)[index]
+            for step_name in ("silu", "gelu", "tanh gelu", "sigmoid", "relu"):
+                f = STEPS[step_name]
+                if float(torch.linalg.vector_norm(r - f(x) * y)) > 1e-4 * float(torch.linalg.vector_norm(r)):
+                    continue
+                residual = accept(ev, f(b) * a)
+                if residual is not None and float(torch.linalg.vector_norm(p - r)) > 0:
+                    text = f"gate and up are exchanged: P = {step_name}({b_name})·{a_name}"
+                    yield Explanation(text, residual, sure(ev, residual, 0.97), {"step": step_name}, "W3")
+                    return
+
+
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("term", "N5", term, 0.9),
     Hypothesis("input_unchanged", "N5", unchanged, 0.95),
     Hypothesis("gated_term", "N5", gated_term, 0.7),
     Hypothesis("channel_gate", "N5", channel_gate, 0.4),
     Hypothesis("bias_vector", "N5", bias, 0.85),
+    Hypothesis("exchanged_gate", "W3", exchanged_gate, 0.8),
     Hypothesis("step_applied", "N6", step, 0.85),
 )

@@ -305,14 +305,18 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Callable[[], Non
     except AttributeError:
         raise CaseError(f"probe: {owner!r} has no function '{name}'") from None
     own = name in getattr(owner, "__dict__", {})
-    if isinstance(owner, type) and not isinstance(static, (staticmethod, classmethod)):
+    bound_to_class = isinstance(owner, type) and isinstance(static, classmethod)
+    if bound_to_class:
+        function = static.__func__  # the class that is called decides, not the one that the probe names
+    elif isinstance(owner, type) and not isinstance(static, staticmethod):
         function = static  # keep `self` among the arguments
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return around(function, args, kwargs)
 
-    setattr(owner, name, staticmethod(wrapper) if isinstance(static, (staticmethod, classmethod)) else wrapper)
+    kind = classmethod if bound_to_class else staticmethod if isinstance(static, (staticmethod, classmethod)) else None
+    setattr(owner, name, kind(wrapper) if kind is not None else wrapper)
 
     def undo() -> None:
         if own:

@@ -255,8 +255,8 @@ def kept_frames(ev: Evidence) -> Iterable[Explanation]:
     if r.shape == p.shape and torch.equal(r, p):
         return
     ours, theirs = r.unique().tolist(), p.unique().tolist()
-    if set(ours) <= {0, 1} and ev.kind == "mask":
-        return
+    if set(ours) <= {0, 1} and len(r) > len(ours) and ev.kind == "mask":
+        return  # a mask of zeros and ones, not a list of frames
     lost, extra = [v for v in ours if v not in theirs], [v for v in theirs if v not in ours]
     values = {"missing": lost[:32], "extra": extra[:32]}
     if not lost and not extra:
@@ -282,19 +282,25 @@ def _named_frames(
         yield Explanation("unwritten slots (negative positions) count as visible", 0.0, 0.88, values, "A2")
     elif stride_r and stride_p and stride_r != stride_p and lost and extra:
         text = f"every {_nth(stride_p)} entry is kept instead of every {_nth(stride_r)}: the dilation is {stride_p}, not {stride_r}"
-        yield Explanation(text, 0.0, 0.9, values | {"stride": [stride_r, stride_p]}, "K6")
+        yield Explanation(text, 0.0, 0.96, values | {"stride": [stride_r, stride_p]}, "K6")
+    elif not extra and len(theirs) == 1 and max(lost) < min(theirs):
+        text = f"only entry {theirs[0]} is there: the history {_list(lost)} was never cached"
+        yield Explanation(text, 0.0, 0.96, values, "K3")
     elif not extra and theirs and max(lost) < min(theirs):
         text = f"the oldest entries {_list(lost)} are missing: the window holds {len(theirs)} instead of {len(ours)}"
-        yield Explanation(text, 0.0, 0.92, values, "K6")
+        yield Explanation(text, 0.0, 0.96, values, "K6")
     elif not extra and theirs and min(lost) > max(theirs):
         text = f"the newest entries {_list(lost)} are missing: they were not written"
-        yield Explanation(text, 0.0, 0.92, values, "K3")
+        yield Explanation(text, 0.0, 0.96, values, "K3")
     elif not lost and max(extra) < min(ours):
         text = f"older entries {_list(extra)} are still there: the window holds {len(theirs)} instead of {len(ours)}"
-        yield Explanation(text, 0.0, 0.92, values, "K6")
+        yield Explanation(text, 0.0, 0.96, values, "K6")
     elif not lost and min(extra) > max(ours):
         text = f"later entries {_list(extra)} are there already: written one time too many or too early"
         yield Explanation(text, 0.0, 0.88, values, "K3")
+    elif not lost:
+        text = f"entries {_list(extra)} between the reference's {_list(ours)} are visible too: the dilation is not respected"
+        yield Explanation(text, 0.0, 0.96, values, "K6")
     elif len(ours) == len(theirs) and len({b - a for a, b in zip(ours, theirs, strict=True)}) == 1:
         text = f"all entries are numbered {theirs[0] - ours[0]:+d} against the reference"
         yield Explanation(text, 0.0, 0.9, values | {"offset": [theirs[0] - ours[0]]}, "P2")
@@ -406,33 +412,40 @@ def unrotated_keys(ev: Evidence) -> Iterable[Explanation]:
         r, p = arrangement.fold(ev.r), arrangement.fold(ev.p)
         if r.shape[1] < 2 or not close(r.norm(dim=-1), p.norm(dim=-1), tolerance):
             continue
-        for source, pairing in pairings(arrangement.head).items():
-            table, rest = turn(as_pairs(p, pairing), as_pairs(r, pairing))
-            if rest > tolerance or not _positional(table):
-                continue
-            lines = [band for band in bands(table) if band.line is not None]
-            forward = float(lines[0].positions.mean()) > 0 if lines else True
-            text = (
-                "keys are cached before the rotary embedding"
-                if forward
-                else "keys are rotated once more than the reference's before they are cached"
-            )
-            yield Explanation(f"{text} ({source} pairs)", rest, 0.93, {"pairing": source, "rotated": not forward}, "K7")
-            return
+        known = pairings(arrangement.head)
+        for source, target in ((x, y) for x in known for y in known):
+            for before, after, missing in ((p, r, True), (r, p, False)):
+                table, rest = turn(as_pairs(before, known[source]), as_pairs(after, known[target]))
+                turned = _positional(table) if rest <= tolerance else 0
+                if turned == 0 or (turned < 0 and missing and source == target):
+                    continue
+                text = (
+                    "keys are cached before the rotary embedding"
+                    if missing
+                    else "keys are rotated once more than the reference's"
+                )
+                values = {"pairing": source, "output": target, "rotated": not missing}
+                yield Explanation(f"{text} ({source} pairs)", rest, 0.93, values, "K7")
+                return
 
 
-def _positional(table: Tensor) -> bool:
-    """Say whether a unit table [n, j] is e^{i·position·ω} in whole positions that advance, and not a constant turn or a sign."""
+def _positional(table: Tensor) -> int:
+    """Say whether a unit table [n, j] is a rotation by position: 1 forwards, −1 backwards (or it cannot be told), 0 it is none.
+
+    A rotation that is the same at every position is an offset or a change of layout, and a table of signs is no rotation.
+    """
     found = bands(table)
-    geometric = [band for band in found if band.line is not None]
-    if not geometric:
-        return False
-    band = max(geometric, key=lambda b: len(b.columns))
+    if not found or float((table.imag.abs() > 1e-6).double().mean()) < 0.2:
+        return 0
+    lines = [band for band in found if band.line is not None]
+    if not lines:
+        return 1 if len(table) >= 4 else 0
+    band = max(lines, key=lambda b: len(b.columns))
     made = torch.exp(1j * band.positions[:, None] * band.omega)
-    steps = band.positions.diff()
-    advancing = float((steps > 0).double().mean()) > 0.5 or float((steps < 0).double().mean()) > 0.5
     whole = float((band.positions - band.positions.round()).abs().max()) < 1e-2
-    return same_table(made, table[:, band.columns], 1e-3) and advancing and whole
+    if not whole or not same_table(made, table[:, band.columns], 1e-3):
+        return 0
+    return 1 if float(band.positions.mean()) > 0 else -1
 
 
 def shared_buffer(ev: Evidence) -> Iterable[Explanation]:

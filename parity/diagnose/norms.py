@@ -68,6 +68,9 @@ def _eps_from_ratio(ev: Evidence) -> Iterator[Explanation]:
     if ev.r.dim() < 2 or ev.r.shape[-1] < 8 or ev.error > 0.5 or ev.r.numel() < 6 * ev.r.shape[-1]:
         return
     r, p = ev.r.flatten(0, -2), ev.p.flatten(0, -2)
+    alive = (r != 0).any(-1)
+    if int(alive.sum()) < 4:
+        return
     gains: list[Tensor | None] = [None, *(w for _, w in parameter_vectors(ev, r.shape[-1]))]
     factor = (r * p).sum(-1, keepdim=True) / r.square().sum(-1, keepdim=True).clamp_min(1e-300)
     explained = (r * factor).reshape(ev.p.shape)
@@ -75,8 +78,14 @@ def _eps_from_ratio(ev: Evidence) -> Iterator[Explanation]:
         return
     for gain in gains:
         u = r if gain is None else r / gain
-        short_r = 1 / u.square().mean(-1) - 1
-        short_p = 1 / (u * factor).square().mean(-1) - 1
+        short_r = 1 / u[alive].square().mean(-1) - 1
+        short_p = 1 / (u * factor)[alive].square().mean(-1) - 1
+        for one, other, whose in ((short_r, short_p, "the port's"), (short_p, short_r, "the reference's")):
+            if float(one.abs().max()) < 1e-2 * float(other.min()) and float(other.max() / other.min()) > 1.05:
+                text = f"{whose} norm has an eps that counts (mean square 1 − {float(other.median()):.2g}), the other side's has none"
+                residual = ev.residual(explained)
+                yield Explanation(text, residual, confidence(ev, residual, 0.88), {}, "N1")
+                return
         if not bool(torch.isfinite(short_r).all()) or bool((short_r < 1e-9).any()) or bool((short_p < 1e-9).any()):
             continue
         ratio = short_p / short_r
@@ -460,7 +469,11 @@ def modulation_order(ev: Evidence) -> Iterable[Explanation]:
         size = ev.r.shape[axis] if axis >= 0 else 0
         for count in (2, 3, 6, 9):
             # halves of an activation, or whole samples, may change places for many reasons: not a modulation by themselves
-            if size == 0 or size % count or (not weight and (count == 2 or axis == 0 or (axis != last and size != count))):
+            if (
+                size == 0
+                or size % count
+                or (not weight and (count == 2 or axis == 0 or (axis != last and size != count)))
+            ):
                 continue
             found = _chunk_order(ev, axis, count)
             if found:

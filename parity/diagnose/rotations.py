@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from parity.diagnose.rotary import Band, Line, bands, geometric_line, read_positions, same_table
 
-AXES = "axis"
 ROUNDINGS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,7 +41,7 @@ def stories(zr: Tensor, zp: Tensor, tolerance: float) -> Iterator[Story]:
         return
     found = list(bands(zr))
     told = False
-    for kind in (_constant_offset, _columns, _positions, _frequencies, _rounded):
+    for kind in (_constant_offset, _columns, _constant_frequencies, _positions, _frequencies, _rounded):
         for story in kind(zr, zp, found, tolerance):
             if float((story.table - zp).abs().square().mean().sqrt()) <= max(tolerance, 0.0):
                 yield story
@@ -132,6 +131,27 @@ def _constant_offset(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float
     angles[still] = offset * line.frequencies
     text = f"positions of pairs {runs(still)} are offset by {offset:+g} (base {line.base:.6g})"
     yield Story("position offset", "P2", text, zr * torch.exp(1j * angles), {"offset": offset, "pairs": runs(still)})
+
+
+def _constant_frequencies(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) -> Iterator[Story]:
+    """P5 on an axis along which this record does not move (one frame): both sides turn by n·ω_j with other ω."""
+    moving = set().union(*(band.columns.tolist() for band in found)) if found else set()
+    still = torch.tensor([j for j in range(zr.shape[1]) if j not in moving], dtype=torch.long)
+    if len(still) < 3 or (moving and not same_table(zp[:, sorted(moving)], zr[:, sorted(moving)], tolerance)):
+        return
+    rows_r, rows_p = zr[:, still], zp[:, still]
+    if not (
+        same_table(rows_r, rows_r[:1].expand_as(rows_r), tolerance)
+        and same_table(rows_p, rows_p[:1].expand_as(rows_p), tolerance)
+    ):
+        return
+    ours, theirs = geometric_line(rows_r[0].angle()), geometric_line(rows_p[0].angle())
+    if ours is None or theirs is None or abs(ours.amount) < 1e-6:
+        return
+    text, values = _named_line(replace(ours, amount=1.0), replace(theirs, amount=theirs.amount / ours.amount), 1.0)
+    table = zr.clone()
+    table[:, still] = torch.exp(1j * theirs.amount * theirs.frequencies).expand_as(rows_p)
+    yield Story("rotary frequencies", "P5", f"pairs {runs(still)}: {text}", table, values, 0.94)
 
 
 def _positions(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) -> Iterator[Story]:

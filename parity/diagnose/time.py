@@ -51,7 +51,8 @@ def time_rounding(ev: Evidence) -> Iterable[Explanation]:
     """T1: t_P = bf16(t_R), fp16(t_R), ⌊t_R⌋ or round(t_R), exactly; also after the unit was changed by 1000."""
     if not _table(ev) or not ev.same_shape or not bool((ev.d != 0).any()):
         return
-    for unit in (1.0, 1000.0, 1e-3):
+    whole = not ev.reference.is_floating_point() or not bool(ev.p.any())
+    for unit in (1.0,) if whole else (1.0, 1000.0, 1e-3):
         for text, change in ROUNDINGS.items():
             made = change(ev.r * unit) / unit if unit != 1.0 else change(ev.r)
             if torch.equal(made, ev.r) or float((made - ev.p).abs().max()) > 1e-6 * float(

@@ -104,6 +104,8 @@ FRAMES = {
     "unwritten visible": (ids(0, 1), ids(-1, 0, 1), "A2"),
     "slots rolled": (ids(4, 5, 2, 3), ids(2, 3, 4, 5), "K1"),
     "numbered from one": (ids(0, 1, 2), ids(1, 2, 3), "P2"),
+    "dilation ignored, window full": (ids(0, 2), ids(0, 1, 2), "K6"),
+    "only its own frame": (ids(0, 1), ids(1), "K3"),
     "hole": (ids(1, 2, 3, 4), ids(1, 2, 4), "K1"),
 }
 

@@ -49,7 +49,7 @@ def stats(value: Tensor) -> Stats:
         return Stats(count=0)
     wide = flat.to(torch.float64)
     total, squares = float(wide.sum()), float(wide.dot(wide))
-    zeros = int(flat.numel() - torch.count_nonzero(flat))
+    zeros = int(flat.numel() - torch.count_nonzero(wide))  # float8 has no count of its own
     if squares == squares and squares != float("inf"):
         low, high = torch.aminmax(wide)
         return Stats(flat.numel(), 0, 0, 0, zeros, None, float(low), float(high), total, squares)

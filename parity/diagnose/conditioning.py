@@ -161,9 +161,10 @@ def final_norm(ev: Evidence) -> Iterator[Explanation]:
             if float(torch.linalg.vector_norm(x - raw)) < 0.05 * float(torch.linalg.vector_norm(raw)):
                 continue
             a, b = grouped_affine(normed, x, last)
-            residual = float(torch.linalg.vector_norm(normed - a * x - b) / torch.linalg.vector_norm(ev.d))
+            size = torch.minimum(torch.linalg.vector_norm(ev.d), torch.linalg.vector_norm(normed))
+            residual = float(torch.linalg.vector_norm(normed - a * x - b) / size)
             plain_a, plain_b = grouped_affine(normed, raw, last)
-            plain = float(torch.linalg.vector_norm(normed - plain_a * raw - plain_b) / torch.linalg.vector_norm(ev.d))
+            plain = float(torch.linalg.vector_norm(normed - plain_a * raw - plain_b) / size)
             if residual <= min(allowance(ev), 0.2 * plain):
                 said = {
                     "port": f"P is a {label} norm of R: the port normalises once more",

@@ -120,8 +120,8 @@ def _match_groups(ev: Evidence, groups: list[tuple[int, ...]]) -> Found | None:
         structure = describe(index)
         if structure.leaf.kind in {"arbitrary", "swaps", "repeated"}:
             # equal rows (masks, padding, repeats) leave the map ambiguous: look for a plain one that fits as well
-            index = _plain_map(p, r, 1e-5 + 6 * noise_level(ev)) if count <= 4096 else None
-            index = _completed(match.index, match.found) if index is None else index
+            plain = _plain_map(p, r, 1e-5 + 6 * noise_level(ev)) if count <= 4096 else None
+            index = index if plain is None else plain
             structure = describe(index)
         if structure.kind in {"identity", "repeated"} or (structure.leaf.kind == "arbitrary" and r.shape[1] < 2):
             continue

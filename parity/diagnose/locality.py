@@ -106,6 +106,8 @@ def _one_axis(share: Tensor, own: Tensor, axis: int, word: str, by_chance: float
     exact = len(hit) < n and float(share[hit].sum()) > 1 - 1e-6
     if exact:
         chosen = hit
+    elif by_chance == 1.0:
+        return None  # too few elements an index to speak of shares
     else:
         order = torch.argsort(share, descending=True)
         chosen = sorted(order[: int((share[order].cumsum(0) < CONCENTRATED).sum()) + 1].tolist())
@@ -163,7 +165,7 @@ def _sparse(ev: Evidence, energy: Tensor) -> Iterator[Locality]:
     """Few elements carry the error, scattered over the axes."""
     flat = energy.reshape(-1)
     count = flat.numel()
-    if count < 64:
+    if count < 2000:
         return
     k = max(1, count // 100)
     top = torch.topk(flat, k)

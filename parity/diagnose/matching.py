@@ -81,9 +81,9 @@ def match_rows(p: Tensor, pool: Tensor, tolerance: float, prefer_same: bool = Tr
     tree = cKDTree(fingerprints(pool))
     prints = fingerprints(p)
     probe = sample_index(n, 16).numpy()
-    if not _partners(p, pool, probe, tree.query(prints[probe])[1], limit).mean() > 0.6:
+    if not _partners(p, pool, probe, np.asarray(tree.query(prints[probe])[1]), limit).mean() > 0.6:
         return None
-    nearest = tree.query(prints)[1].astype(np.int64)
+    nearest: np.ndarray = np.asarray(tree.query(prints)[1]).astype(np.int64)
     found = _partners(p, pool, np.arange(n), nearest, limit)
     if prefer_same:
         own = np.arange(min(n, pool.shape[0]))

@@ -79,6 +79,28 @@ def overflow(ev: Evidence) -> Iterator[Explanation]:
         )
 
 
+def beyond_half(ev: Evidence) -> Iterator[Explanation]:
+    """A float16 boundary gets values beyond 65504 in the port that are far below it in the reference (Q1: a scaling
+    left out).
+    """
+    if (
+        not ev.same_shape
+        or ev.port.numel() == 0
+        or ev.kind in {"mask", "weight"}
+        or not bool(torch.isfinite(ev.p).all())
+    ):
+        return
+    halves = {str(op.scalars.get("dtype")) for op in (*ev.ref_ops, *ev.port_ops) if op.name == "_to_copy"}
+    here = "torch.float16" in halves or torch.float16 in {ev.reference.dtype, ev.port.dtype}
+    top, own = _largest(ev.p), _largest(ev.r)
+    if here and top > FP16_MAX > 2 * own:
+        text = (
+            f"P reaches {number(top)} at a float16 boundary (limit 65504) where R stays below "
+            f"{number(own)}: it overflows in float16"
+        )
+        yield Explanation(text, 0.0, 0.97, {"largest": top}, "Q1")
+
+
 def _infinite_mask(ev: Evidence) -> Iterator[Explanation]:
     """A mask closes with −Inf where the reference has a large finite number, and a row has nothing open: its softmax
     is NaN (A4).
@@ -278,6 +300,7 @@ def _slices(ev: Evidence, bad: Tensor) -> tuple[str, int | None]:
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("overflow", "Q1", overflow, 0.9),
+    Hypothesis("beyond_half", "Q1", beyond_half, 0.9),
     Hypothesis("nonfinite_producer", "Q1", producer, 0.95),
     Hypothesis("replayed_overflow", "Q1", replayed_overflow, 0.7),
     Hypothesis("unscaled_product", "Q4", unscaled_product, 0.8),

@@ -190,8 +190,8 @@ def _range(op: Op) -> str:
     if op.name == "select":
         return str(op.scalars.get("index"))
     if op.name == "narrow":
-        start = int(op.scalars.get("start", 0))
-        return f"{start}..{start + int(op.scalars.get('length', 1)) - 1}"
+        first = int(op.scalars.get("start", 0))
+        return f"{first}..{first + int(op.scalars.get('length', 1)) - 1}"
     start, end = op.scalars.get("start"), op.scalars.get("end")
     stop = "end" if end is None or int(end) > 1 << 40 else str(end)
     step = op.scalars.get("step", 1)

@@ -178,7 +178,7 @@ def _shard_input(ev: Evidence, rest: list[int]) -> str:
             or value.shape[-1] % width
         ):
             continue
-        for x in as_float64(value).reshape(-1, value.shape[-1]).split(width, -1):
+        for x in torch.split(as_float64(value).reshape(-1, value.shape[-1]), width, -1):
             if len(x) != len(theirs):
                 continue
             mean = x.square().mean(-1)
@@ -211,7 +211,7 @@ def split_norm(ev: Evidence) -> Iterator[Explanation]:
         if groups < 1 or any(p.shape[i] != parts[0].shape[i] for p in parts for i in range(p.ndim) if i != axis):
             continue
         whole = torch.nn.functional.group_norm(torch.cat([as_float64(p) for p in parts], axis), groups)
-        wanted = whole.split([p.shape[axis] for p in parts], axis)
+        wanted = torch.split(whole, [p.shape[axis] for p in parts], axis)
         if _occurs(wanted[0], ev, calls[0]):
             text = (
                 f"the port normalises {len(parts)} parts one by one; one norm over the parts joined "
@@ -245,7 +245,7 @@ def _heads_statistics(ev: Evidence) -> Iterator[Explanation]:
         for n in WORLD:
             if heads % n or n > heads or (n == heads and ev.kind not in {"rope", "activation"}):
                 continue
-            r, p = (x.unflatten(axis, (n, heads // n)) for x in (ev.r, ev.p))
+            r, p = (x.reshape(*x.shape[:axis], n, heads // n, *x.shape[axis + 1 :]) for x in (ev.r, ev.p))
             keep = [i for i in range(r.ndim) if i not in {axis + 1, r.ndim - 1}]
             scale = grouped_scale(p, r, keep)
             residual = accept(ev, (scale * r).reshape(ev.r.shape))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import noise_level, number, sample_index, scalar_fit
+from .integers import HYPOTHESES as INTEGERS
 
 FLOAT8 = {
     "float8_e4m3fn": (torch.float8_e4m3fn, 448.0),
@@ -110,7 +111,14 @@ def int8_grid(ev: Evidence) -> Iterator[Explanation]:
     if not _usable(ev):
         return
     grid = integer_grid(ev.p, noise_level(ev))
-    if grid is None or integer_grid(ev.r, noise_level(ev)) is not None:
+    own = integer_grid(ev.r, noise_level(ev)) if grid is not None else None
+    if grid is not None and own is not None and grid.scope == "tensor" and own.scope != "tensor" and ev.error < 0.4:
+        text = (
+            f"P has one int8 scale for the whole tensor where R has one per {own.scope}: the "
+            f"widest rules all (error {ev.error:.2g})"
+        )
+        yield Explanation(text, grid.residual(ev.r), 0.94, {"scope": grid.scope, "reference": own.scope}, "Q2")
+    if grid is None or own is not None:
         return
     slope, _ = scalar_fit(ev.p, ev.r)
     bits = 4 if grid.levels <= 8 else 8
@@ -209,7 +217,12 @@ def float8_grid(ev: Evidence) -> Iterator[Explanation]:
         beyond = ev.r.abs() / scale > largest * 1.04
         lost = beyond & (~good | (ev.p.abs() >= 0.999 * largest * scale))
         parameters = {"dtype": name, "scale": scale, "beyond": int(beyond.sum()), "nan": int((~good).sum())}
-        if bool(beyond.any()) and float(lost.sum()) > 0.9 * float(beyond.sum()):
+        slope, _ = scalar_fit(values, ev.r[good])
+        if scale == 1.0 and not 0.5 < slope < 2:
+            class_id = "W1" if ev.r.ndim <= 2 else "Q4"
+            text = f"P holds raw {name} payload: the scale is not applied here (P/R is about {number(slope)})"
+            yield Explanation(text, 0.05, 0.97, {**parameters, "slope": slope}, class_id)
+        elif bool(beyond.any()) and float(lost.sum()) > 0.9 * float(beyond.sum()):
             how = "NaN" if int((~good).sum()) else "saturated"
             text = (
                 f"P is {name} with scale {number(scale)} and {how} at {int(beyond.sum())} elements "
@@ -326,4 +339,5 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("float8_grid", "Q3", float8_grid, 0.7),
     Hypothesis("clipped_range", "Q2", low_levels, 0.4),
     Hypothesis("lora_units", "Q7", lora_units, 0.8),
+    *INTEGERS,
 )

@@ -266,9 +266,11 @@ def _per_index(ev: Evidence, residual: float, axis: int, a: Tensor, b: Tensor, p
         class_id = "N5"
         text = f"P is R plus one fixed vector along {where}: a bias is missing, added twice or another one"
     else:
-        class_id = (
-            "C10" if role == "c" or ev.kind in {"latent", "frame", "input"} else "N5" if pure and role == "d" else "N7"
-        )
+        picture = role == "c" or ev.kind in {"latent", "frame", "input"}
+        wide = float(factors.abs().max()) > 3 * float(factors.abs().min())
+        # the outputs of a linear layer with wrong scales per row, or a norm's gain
+        features = "W1" if wide and not pure else "N5"
+        class_id = "C10" if picture else features if role == "d" else "N7"
     return Explanation(text, residual, sure(ev, residual, 0.8), parameters, class_id)
 
 

@@ -33,6 +33,8 @@ def term(ev: Evidence) -> Iterator[Explanation]:
     d = _sample(ev, ev.d)
     best: tuple[float, float, str] | None = None
     r = _sample(ev, ev.r)
+    if float(torch.linalg.vector_norm(ev.p)) < 0.05 * float(torch.linalg.vector_norm(ev.r)):
+        return  # next to nothing is left: every large part of R would fit
     for name, y in same_shape(ev).items():
         _, rough = scalar_fit(d, _sample(ev, y))
         if rough > _loose(ev) or scalar_fit(r, _sample(ev, y))[1] < 1e-3:
@@ -210,6 +212,7 @@ def step(ev: Evidence) -> Iterator[Explanation]:
     size = float(torch.linalg.vector_norm(p - r))
     if size == 0:
         return
+    own = min(size, float(torch.linalg.vector_norm(r)))  # R may be tiny against P: then d says nothing about R
     for name, f in STEPS.items():
         slack = allowance(ev) if name not in NORMS else max(allowance(ev), 0.02)
         if float(torch.linalg.vector_norm(p - f(r))) <= 3 * slack * size:
@@ -221,8 +224,9 @@ def step(ev: Evidence) -> Iterator[Explanation]:
                 best = 0.98 if twice else 0.93
                 yield Explanation(text, residual, sure(ev, residual, best), {"step": name, "side": "extra"}, "N6")
                 return
-        if float(torch.linalg.vector_norm(r - f(p))) <= 3 * slack * size:
-            residual = float(torch.linalg.vector_norm(ev.r - f(ev.p)) / torch.linalg.vector_norm(ev.d))
+        if float(torch.linalg.vector_norm(r - f(p))) <= 3 * slack * own:
+            smaller = torch.minimum(torch.linalg.vector_norm(ev.d), torch.linalg.vector_norm(ev.r))
+            residual = float(torch.linalg.vector_norm(ev.r - f(ev.p)) / smaller)
             if residual <= slack:
                 text = f"R is {name} of P: the port leaves it out"
                 yield Explanation(text, residual, sure(ev, residual, 0.93), {"step": name, "side": "missing"}, "N5")

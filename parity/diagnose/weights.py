@@ -378,8 +378,11 @@ def _swapped_modulation(ev: Evidence, x: Tensor) -> float | None:
     scale = float(torch.linalg.vector_norm(r))
     if scale == 0 or float(torch.linalg.vector_norm(gain * x + bias - r)) > 0.01 * scale:
         return None
-    residual = float(torch.linalg.vector_norm((1 + bias) * x + (gain - 1) - p)) / float(torch.linalg.vector_norm(p - r))
-    return residual if residual < 0.03 else None
+    left = float(torch.linalg.vector_norm((1 + bias) * x + (gain - 1) - p))
+    # both halves of the exchange must show, well above what remains
+    parts = float(torch.linalg.vector_norm(bias * x)), float(torch.linalg.vector_norm((gain - 1).expand_as(x)))
+    residual = left / float(torch.linalg.vector_norm(p - r))
+    return residual if residual < 0.03 and left < 0.05 * min(parts) else None
 
 
 HYPOTHESES: tuple[Hypothesis, ...] = (

@@ -248,3 +248,25 @@ def test_degenerate_tensors_never_raise(value: Tensor) -> None:
         for kind in ("activation", "input", "mask"):
             inputs = {"x": value, "y": other, "z": torch.zeros(0)}
             explain(Evidence(value, other, kind=kind, inputs=inputs, parameters={"p": (value, None)}), HYPOTHESES)
+
+
+def test_token_ids() -> None:
+    ids = torch.tensor([[5, 9, 17, 3, 8, 1, 0, 0, 0, 0], [5, 9, 11, 12, 13, 14, 15, 1, 0, 0]])
+    left = torch.stack([ids[0].roll(4), ids[1].roll(2)])
+    name, class_id, explanation = top(Evidence(ids, left, kind="input"), HYPOTHESES)
+    assert (name, class_id, explanation.parameters["how"]) == ("token_ids", "C3", "padded on the other side")
+    untemplated = torch.stack([torch.cat([row[2:], torch.zeros(2, dtype=torch.int64)]) for row in ids])
+    assert "2 tokens are left out at 0" in top(Evidence(ids, untemplated, kind="input"), HYPOTHESES)[2].text
+    positions = torch.arange(10).expand(2, 10)
+    assert "token_ids" not in named(Evidence(positions, positions + 1, kind="input"), HYPOTHESES)
+
+
+def test_a_sample_drawn_where_the_mode_is_taken() -> None:
+    reference, std, noise = (
+        normal(1, 4, 3, 6, 8, seed=50),
+        normal(1, 4, 3, 6, 8, seed=51).exp(),
+        normal(1, 4, 3, 6, 8, seed=52),
+    )
+    ops = (Op("randn", (), (noise,)), Op("exp", (std.log(),), (std,)), Op("mul", (std, noise), (std * noise,)))
+    found = top(Evidence(reference, reference + std * noise, kind="latent", port_ops=ops), HYPOTHESES)
+    assert found[:2] == ("sampled_posterior", "C9")

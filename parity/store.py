@@ -23,12 +23,12 @@ from torch import Tensor
 from parity.capture.sketch import digest, sketch, stats
 from parity.errors import TraceError
 from parity.files import replacing, write_text
+from parity.records import manifest_from_json, manifest_to_json, record_from_json, record_to_json
 from parity.result import parse_key
-from parity.trace import FORMAT_VERSION, KINDS, Manifest, MemorySource, Record, Stats, Trace
+from parity.trace import FORMAT_VERSION, Manifest, MemorySource, Record, Trace
 
 _SHARD_BYTES = 64 << 20
 _SHARD_RECORDS = 2000
-_GROUPS = ("weights.", "inputs.", "outputs.", "acts.")
 
 
 class TraceWriter:
@@ -72,13 +72,13 @@ class TraceWriter:
             return
         target = self.path / f"records-{self._shards:05d}.safetensors"
         with replacing(target) as temporary:
-            save_file(self._tensors, temporary, {"records": json.dumps([_record_json(r) for r in self._records])})
+            save_file(self._tensors, temporary, {"records": json.dumps([record_to_json(r) for r in self._records])})
         self._records, self._tensors, self._bytes = [], {}, 0
         self._shards += 1
         self._write_manifest()
 
     def _write_manifest(self) -> None:
-        fields = dataclasses.asdict(self.manifest) | {"shards": self._shards, "format": "parity-trace"}
+        fields = manifest_to_json(self.manifest) | {"shards": self._shards, "format": "parity-trace"}
         write_text(self.path / "manifest.json", json.dumps(fields, indent=1) + "\n")
 
 
@@ -146,6 +146,7 @@ def _load_folder(path: Path) -> Trace:
     manifest, shards = _read_manifest(path)
     records: list[Record] = []
     where: dict[str, tuple[Path, str]] = {}
+    seen: set[str] = set()
     files = sorted(path.glob("records-*.safetensors"))
     if len(files) < shards:
         raise TraceError(f"{path}: the manifest lists {shards} shards, {len(files)} are there")
@@ -153,10 +154,12 @@ def _load_folder(path: Path) -> Trace:
         handle = open_safetensors(file)
         names = set(handle.keys())
         try:
-            items = json.loads((handle.metadata() or {})["records"])
-            for item in items:
+            for item in json.loads((handle.metadata() or {})["records"]):
                 sketch = handle.get_tensor(f"s.{item['order']}") if f"s.{item['order']}" in names else None
-                record = _record_from_json(item, sketch)
+                record = record_from_json(item, sketch)
+                if record.key in seen:
+                    raise ValueError(f"two records named {record.key}")
+                seen.add(record.key)
                 records.append(record)
                 if f"t.{record.order}" in names:
                     where[record.key] = (file, f"t.{record.order}")
@@ -177,10 +180,13 @@ def _read_manifest(path: Path) -> tuple[Manifest, int]:
         raise TraceError(f"{file} is no parity manifest")
     if raw.get("version") != FORMAT_VERSION:
         raise TraceError(f"{file}: trace format {raw.get('version')}, this parity reads {FORMAT_VERSION}")
-    names = {f.name for f in dataclasses.fields(Manifest)}
-    fields = {k: v for k, v in raw.items() if k in names}
-    fields["notes"] = tuple(fields.get("notes", ()))
-    return Manifest(**fields), int(raw.get("shards", 0))
+    shards = raw.get("shards", 0)
+    if not isinstance(shards, int):
+        raise TraceError(f"{file}: 'shards' must be a number")
+    try:
+        return manifest_from_json(raw), shards
+    except ValueError as error:
+        raise TraceError(f"{file}: {error}") from None
 
 
 def _load_plain(path: Path) -> Trace:
@@ -265,23 +271,6 @@ _KIND_WORDS = {
     "frame": ("frame",),
     "weight": ("weight", "bias"),
 }
-
-
-def _record_json(record: Record) -> dict[str, Any]:
-    item = dataclasses.asdict(dataclasses.replace(record, sketch=None))
-    item.pop("sketch")
-    return item
-
-
-def _record_from_json(item: Mapping[str, Any], sketch: Tensor | None) -> Record:
-    fields = dict(item)
-    fields["stats"] = Stats(**fields["stats"]) if fields.get("stats") else None
-    fields["shape"] = tuple(fields["shape"])
-    if fields["kind"] not in KINDS:
-        raise ValueError(f"unknown kind {fields['kind']!r}")
-    if not isinstance(getattr(torch, fields["dtype"], None), torch.dtype):
-        raise ValueError(f"unknown dtype {fields['dtype']!r}")
-    return Record(**fields, sketch=sketch)
 
 
 def in_memory(trace: Trace) -> Trace:

@@ -17,6 +17,7 @@ ROOMS = (
     ("errors", "files", "seeding"),
     ("result",),
     ("trace", "names"),
+    ("records",),
     ("capture",),
     ("store",),
     ("capture.command",),

@@ -1,0 +1,106 @@
+"""Records and manifests as plain JSON values: written, read back, and checked, because a trace may come from anybody."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.trace import KINDS, Manifest, Record, Stats
+
+_NUMBER = (int, float)
+_STATS: Mapping[str, Any] = {f.name: _NUMBER for f in dataclasses.fields(Stats)} | {
+    "first_nonfinite": (int, type(None))
+}
+_RECORD: Mapping[str, Any] = {
+    "site": str,
+    "coords": dict,
+    "kind": str,
+    "order": int,
+    "shape": list,
+    "dtype": str,
+    "stats": (dict, type(None)),
+    "digest": str,
+    "module": str,
+    "role": str,
+    "origin": str,
+    "layout": str,
+}
+_NEEDED = ("site", "coords", "kind", "order", "shape", "dtype")
+_MANIFEST: Mapping[str, Any] = {
+    "system": str,
+    "case": str,
+    "side": str,
+    "seed": (int, type(None)),
+    "dtype": str,
+    "device": str,
+    "weights": str,
+    "environment": dict,
+    "complete": bool,
+    "order_assumed": bool,
+    "notes": list,
+    "axes": dict,
+    "version": int,
+}
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Return a record as JSON values, without its sketch."""
+    item = dataclasses.asdict(dataclasses.replace(record, sketch=None))
+    item.pop("sketch")
+    return item
+
+
+def record_from_json(item: Any, sketch: Tensor | None) -> Record:
+    """Return the record that `item` describes. Raises ValueError with what is wrong."""
+    fields = _checked(item, _RECORD, "record", _NEEDED)
+    if fields["kind"] not in KINDS:
+        raise ValueError(f"unknown kind {fields['kind']!r}")
+    if not isinstance(getattr(torch, fields["dtype"], None), torch.dtype):
+        raise ValueError(f"unknown dtype {fields['dtype']!r}")
+    _all_integers(fields["shape"], "shape")
+    _all_integers(fields["coords"].values(), "coords")
+    if sketch is not None and (sketch.dim() != 1 or not sketch.is_floating_point()):
+        raise ValueError(f"the sketch of {fields['site']!r} is no row of numbers")
+    if fields.get("stats") is not None:
+        fields["stats"] = Stats(**_checked(fields["stats"], _STATS, "stats", ("count",)))
+    fields["shape"] = tuple(fields["shape"])
+    return Record(**fields, sketch=sketch)
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """Return a manifest as JSON values."""
+    return dataclasses.asdict(manifest)
+
+
+def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
+    """Return the manifest; entries that this version does not know are left alone. Raises ValueError with what is wrong."""
+    fields = _checked({k: v for k, v in raw.items() if k in _MANIFEST}, _MANIFEST, "manifest")
+    if not all(isinstance(note, str) for note in fields.get("notes", ())):
+        raise ValueError("notes must be text")
+    _all_integers(fields.get("axes", {}).values(), "axes")
+    return Manifest(**fields | {"notes": tuple(fields.get("notes", ()))})
+
+
+def _checked(item: Any, types: Mapping[str, Any], what: str, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return `item` as keyword arguments; every entry is known and of its type."""
+    if not isinstance(item, dict):
+        raise ValueError(f"a {what} is a JSON object, not {type(item).__name__}")
+    for name in needed:
+        if name not in item:
+            raise ValueError(f"a {what} has no {name!r}")
+    for name, value in item.items():
+        if name not in types:
+            raise ValueError(f"unknown entry {name!r} in a {what}")
+        if not isinstance(value, types[name]) or (isinstance(value, bool) and types[name] is not bool):
+            raise ValueError(f"{name!r} of a {what} cannot be {type(value).__name__}")
+    return dict(item)
+
+
+def _all_integers(values: Any, what: str) -> None:
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{what} must be whole numbers, not {value!r}"[:200])

@@ -206,7 +206,7 @@ def _load_plain(path: Path) -> Trace:
             kind=_guess_kind(site, key),
             order=i,
             shape=tuple(view.get_shape()),
-            dtype=str(handle.get_tensor(key).dtype if not view.get_shape() else _DTYPES.get(view.get_dtype(), "float32")).removeprefix("torch."),
+            dtype=_DTYPES.get(view.get_dtype()) or str(handle.get_tensor(key).dtype).removeprefix("torch."),
         )
         if record.key in where:
             raise TraceError(f"{path}: two keys name the record {record.key}")
@@ -246,7 +246,7 @@ def _order(path: Path, keys: list[str], metadata: Mapping[str, str]) -> tuple[li
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts `blocks.2` before `blocks.10`."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def _plain_name(key: str) -> str:

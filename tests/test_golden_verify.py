@@ -122,7 +122,7 @@ def test_a_path_that_is_no_file(tmp_path, verify, name):
 
 
 def test_a_corrupted_weight_is_a_mismatch(tmp_path, verify):
-    """A weight of layer 1's MLP a percent off: after the append the caches of layers 0 and 1 are right, not layer 2's."""
+    """A weight of layer 1's MLP a percent off: after the append layers 0 and 1 have right caches, layer 2 has not."""
 
     def change(tensors, metadata):
         tensors[WEIGHT][0] *= 1.01

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from parity.align import Alignment
+from parity.floors import ROUNDOFF, SAME_IN_DOUBLE
 from parity.result import Row
 from parity.trace import Trace
 
@@ -132,3 +133,12 @@ def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:
     largest = float(d.abs().max()) / float(r.abs().max())
     # A table is used many times: its few roundings do not average out as so many values would.
     return abs(gain) <= (0.5 + spread) * error and abs(offset) <= (0.5 + spread) * error and largest <= 2 * unit
+
+
+def is_roundoff(row: Row) -> bool:
+    """Tell whether a divergence of float32 values is float32 arithmetic: tiny, and gone when the same site computes in float64 on the same inputs.
+
+    A reference that forms an angle in float64 has almost no error of its own there; a right port that forms it in float32 has |angle| units of it.
+    No cast to a half precision is so small, and no wrong formula is equal in float64.
+    """
+    return row.diverged and row.dtype == ("float32", "float32") and row.error <= ROUNDOFF and row.isolated <= SAME_IN_DOUBLE

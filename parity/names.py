@@ -148,28 +148,45 @@ def _parse_rule(item: Any, where: str) -> Rule:
     unknown = set(item) - {"port", "reference", "layout", "sizes", "split", "ignore"}
     if unknown or not ({"port", "reference"} & set(item)):
         raise CaseError(f"{where}: unknown keys {sorted(unknown)} or neither 'port' nor 'reference' given")
-    split = None
-    if "split" in item:
-        raw = item["split"]
-        if not isinstance(raw, Mapping) or "into" not in raw:
-            raise CaseError(f"{where}: 'split' needs {{axis, into: [names]}}")
-        split = Split(int(raw.get("axis", -1)), tuple(map(str, raw["into"])), tuple(map(int, raw.get("sizes", ()))))
     rule = Rule(
         port=str(item.get("port", "")),
         reference=str(item.get("reference", "")),
         layout=str(item.get("layout", "")),
-        sizes={str(k): int(v) for k, v in dict(item.get("sizes", {})).items()},
-        split=split,
+        sizes=_parse_sizes(item.get("sizes", {}), where),
+        split=_parse_split(item["split"], where) if "split" in item else None,
         ignore=str(item.get("ignore", "")),
     )
+    templates = rule.split.into if rule.split else (rule.reference,) if rule.port else ()
     for pattern in (rule.port, rule.reference if rule.ignore and not rule.port else ""):
         try:
-            re.compile(pattern)
+            groups = re.compile(pattern).groups
         except re.error as error:
             raise CaseError(f"{where}: {pattern!r} is no regular expression: {error}") from None
+        wanted = max((int(n) for t in templates for n in re.findall(r"\\(\d+)", t)), default=0)
+        if pattern == rule.port and wanted > groups:
+            raise CaseError(f"{where}: {pattern!r} has {groups} groups, its target names group {wanted}")
     if rule.layout and rule.layout.count("->") != 1:
         raise CaseError(f"{where}: layout {rule.layout!r} is no einops pattern like 'b l h d -> b h l d'")
     return rule
+
+
+def _parse_split(raw: Any, where: str) -> Split:
+    if not isinstance(raw, Mapping) or "into" not in raw:
+        raise CaseError(f"{where}: 'split' needs {{axis, into: [names]}}")
+    axis, into, sizes = raw.get("axis", -1), raw["into"], raw.get("sizes", ())
+    if not isinstance(axis, int):
+        raise CaseError(f"{where}: 'axis' of a split must be a whole number, not {axis!r}")
+    if not isinstance(into, (list, tuple)) or not into:
+        raise CaseError(f"{where}: 'into' of a split must be a list of names, not {into!r}")
+    if not isinstance(sizes, (list, tuple)) or not all(isinstance(n, int) for n in sizes) or len(sizes) not in (0, len(into)):
+        raise CaseError(f"{where}: 'sizes' of a split must be one whole number for each of {len(into)} names, not {sizes!r}")
+    return Split(axis, tuple(map(str, into)), tuple(sizes))
+
+
+def _parse_sizes(raw: Any, where: str) -> dict[str, int]:
+    if not isinstance(raw, Mapping) or not all(isinstance(v, int) for v in raw.values()):
+        raise CaseError(f"{where}: 'sizes' must give axis lengths like {{h: 12}}, not {raw!r}")
+    return {str(k): int(v) for k, v in raw.items()}
 
 
 def load_names(path: Path) -> NameMap:

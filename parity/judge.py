@@ -82,7 +82,7 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
     if r.numel() == 0:
         return replace(row, error=0.0, bitwise=True)
     if not ref.is_float:
-        share = float((_wide(r) != _wide(p)).double().mean())
+        share = float(_differs(r, p).double().mean())
         return replace(row, error=share, over=share, max_abs=float((_wide(p) - _wide(r)).abs().max()), bitwise=share == 0, diverged=share > 0)
     return _measure_floats(row, r, p, _scale_of(ref, scales), floors)
 
@@ -204,6 +204,7 @@ def worst(r: Tensor, p: Tensor) -> tuple[tuple[int, ...], float, float]:
     wr, wp = _wide(r), _wide(p)
     d = (wp - wr).abs()
     d = torch.where(torch.isfinite(d), d, torch.where((wr == wp) | (wr.isnan() & wp.isnan()), 0.0, math.inf))
+    d = torch.where((d == 0) & _differs(r, p), 0.5, d)  # whole numbers that float64 cannot tell apart
     flat = int(torch.argmax(d))
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), d.shape))
     return index, float(wr.flatten()[flat]), float(wp.flatten()[flat])
@@ -227,6 +228,14 @@ def _scales(records: Iterable[Record], trace: Trace) -> dict[str, float]:
 
 def _scale_of(record: Record, scales: Mapping[str, float]) -> float:
     return _SMALL * scales.get(record.site, 0.0) * math.sqrt(math.prod(record.shape))
+
+
+def _differs(r: Tensor, p: Tensor) -> Tensor:
+    """Return where two values are unequal; whole numbers are compared as such."""
+    if any(t.is_floating_point() or t.is_complex() for t in (r, p)):
+        r, p = _wide(r), _wide(p)
+        return (r != p) & ~(r.isnan() & p.isnan())
+    return r.detach().cpu().to(torch.int64) != p.detach().cpu().to(torch.int64)
 
 
 def _wide(value: Tensor) -> Tensor:

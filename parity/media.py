@@ -98,17 +98,33 @@ def _masks(reference: Trace, port: Trace) -> tuple[MaskView, ...]:
     found = []
     for site in reference.sites():
         rows = []
+        width = _largest_id(site, reference, port) + 1
         for record in reference:
-            if record.site == site and record.kind == "mask" and record.dtype == "bool":
+            if record.site == site and record.kind == "mask":
                 r, p = reference.tensor(record.key), port.tensor(record.key)
-                if r is not None and p is not None and r.shape == p.shape:
-                    rows.append((r.flatten().numpy(), p.flatten().numpy()))
+                if r is not None and p is not None:
+                    row = _mask_row(r, p, width)
+                    rows += [row] if row is not None else []
         rows = [row for row in rows if row[0].shape == rows[0][0].shape]
         if not rows or rows[0][0].size > 4096:
             continue
         left, right = np.stack([r for r, _ in rows]), np.stack([p for _, p in rows])
         found.append((bool((left == right).all()), MaskView(site, left, right, row_label="forward", column_label="key")))
     return tuple(view for _, view in sorted(found, key=lambda item: item[0]))
+
+
+def _mask_row(r: Tensor, p: Tensor, width: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return one row of both masks: a boolean mask as it is, a list of visible ids as a mask over ids."""
+    if r.dtype == torch.bool:
+        return (r.flatten().numpy(), p.flatten().numpy()) if p.shape == r.shape else None
+    if r.dim() != 1 or r.dtype != torch.int64 or p.dtype != torch.int64:
+        return None
+    return np.isin(np.arange(width), _ints(r)), np.isin(np.arange(width), _ints(p))
+
+
+def _largest_id(site: str, *traces: Trace) -> int:
+    values = [t for trace in traces for rec in trace if rec.site == site and rec.dtype == "int64" and (t := trace.tensor(rec.key)) is not None]
+    return min(4095, max((int(t.max()) for t in values if t.numel()), default=0))
 
 
 def _ints(value: Tensor | None) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from parity.capture import nested
 from parity.capture.probes import Call, Function, Modules, Probe, Scope, State
@@ -146,10 +147,10 @@ class Recorder:
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
-        """Nothing the recorder itself computes is recorded, or seen by anybody's torch function modes."""
+        """Nothing the recorder itself computes is recorded, or seen by anybody's torch modes."""
         self._paused += 1
         try:
-            with torch._C.DisableTorchFunction():
+            with torch._C.DisableTorchFunction(), _disable_current_modes():
                 yield
         finally:
             self._paused -= 1

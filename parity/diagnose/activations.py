@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from parity.diagnose.evidence import Evidence, as_float64, relative_error
-from parity.diagnose.roles import agreement, surroundings
+from parity.diagnose.roles import agreement, like_reference, surroundings
 
 Curve = Callable[[Tensor], Tensor]
 
@@ -77,6 +77,10 @@ def _builds(ev: Evidence) -> Iterator[tuple[Callable[[Curve], Tensor], Tensor, T
                     ev.p.flatten()[::every],
                     "of the gated unit",
                 )
+    flats = [x.flatten()[::every] for _, x in like_reference(ev)[:6]]
+    for g, u in product(flats, flats):
+        if g is not u:
+            yield (lambda f, g=g, u=u: f(g) * u), ev.r.flatten()[::every], ev.p.flatten()[::every], "of the gated unit"
     if len(shape) >= 2:
         yield from _projected(ev, pool)
 

@@ -468,6 +468,13 @@ def mask_record(ev: Evidence) -> Iterable[Explanation]:
         text = f"the port attends to {theirs.shape[-1]} keys without the reference's hidden slots: its cache is missing or laid out otherwise"
         yield Explanation(text, 0.0, 0.95, {"reference": ours.shape[-1], "port": theirs.shape[-1]}, "K3")
         return
+    slots = ours.dim() == theirs.dim() == 1 and ours.shape != theirs.shape and "frame" in ev.coords
+    if slots and int(ours.sum()) == int(theirs.sum()) and not bool(ours.all()):
+        text = (
+            f"the cache has {len(theirs)} slots instead of {len(ours)}: the window of another layer or another length"
+        )
+        yield Explanation(text, 0.0, 0.95, {"reference": len(ours), "port": len(theirs)}, "K6")
+        return
     change = describe(ours, theirs)
     if change is None:
         return

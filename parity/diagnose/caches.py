@@ -13,6 +13,7 @@ from parity.diagnose.roles import close, comparable, confidence, fitted, like_re
 from parity.diagnose.rotary import arrangements, as_pairs, bands, pairings, same_table, turn
 from parity.diagnose.rotations import runs
 from parity.diagnose.slots import rows_of, slot_axes, slot_map
+from parity.diagnose.time import step_of
 
 AXES_OF_TIME = ("request", "segment", "chunk", "frame", "step", "call", "branch", "cfg", "pass")
 MOST_ELEMENTS = 30_000_000
@@ -249,7 +250,9 @@ def kept_frames(ev: Evidence) -> Iterable[Explanation]:
     """K1, K3, K6 on whole numbers that say which frames or positions a cache holds: another window, stride or order."""
     if ev.kind not in ("kv", "mask") or not _whole(ev.reference) or not _whole(ev.port):
         return
-    if ev.reference.numel() < 2 or ev.port.numel() < 1 or max(ev.reference.numel(), ev.port.numel()) > 1_000_000:
+    if min(ev.reference.numel(), ev.port.numel()) < 1 or max(ev.reference.numel(), ev.port.numel()) > 1_000_000:
+        return
+    if ev.reference.numel() == ev.port.numel() == 1:  # a counter, not a list
         return
     r, p = ev.r.flatten().long(), ev.p.flatten().long()
     if r.shape == p.shape and torch.equal(r, p):
@@ -279,7 +282,7 @@ def _named_frames(
 ) -> Iterator[Explanation]:
     stride_r, stride_p = _stride(ours), _stride(theirs)
     if any(v < 0 for v in extra) and not lost:
-        yield Explanation("unwritten slots (negative positions) count as visible", 0.0, 0.88, values, "A2")
+        yield Explanation("unwritten slots (negative positions) count as visible", 0.0, 0.96, values, "A2")
     elif stride_r and stride_p and stride_r != stride_p and lost and extra:
         text = f"every {_nth(stride_p)} entry is kept instead of every {_nth(stride_r)}: the dilation is {stride_p}, not {stride_r}"
         yield Explanation(text, 0.0, 0.96, values | {"stride": [stride_r, stride_p]}, "K6")
@@ -389,6 +392,8 @@ def noise_level(ev: Evidence) -> Iterable[Explanation]:
             yield Explanation(text, 0.0, 0.75, {"sigma": float(ev.p.flatten()[0])}, "K2")
         return
     if not comparable(ev) or ev.kind not in ("latent", "input", "kv") or ev.reference.numel() < 64:
+        return
+    if ev.kind == "latent" and step_of(ev) is not None:  # between two steps of a solver everything is a mixture
         return
     for name, n in like_reference(ev)[:8]:
         difference = n - ev.r

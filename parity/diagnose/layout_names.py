@@ -37,7 +37,7 @@ def name_permutation(ev: Evidence, axes: tuple[int, ...], structure: Structure) 
     names = [roles(ev.reference.shape, kind_of(ev))[a] for a in axes]
     if len(axes) > 1:
         if structure.kind == "inner" and names[0] == "b":
-            return Naming(text, "V5", 0.97)  # the batch itself stays: frames folded into it change places with channels
+            return Naming(text, "V11", 0.97)  # the batch itself stays: what is folded into it changes places
         return Naming(text, _group_class(names), 0.97)
     return _name_single(ev, axes[0], names[0], structure, text)
 
@@ -116,6 +116,9 @@ def _name_weight(ev: Evidence, axes: tuple[int, ...], structure: Structure, text
             "W4",
             0.95,
         )
+    vector = ev.reference.numel() == ev.reference.shape[0]
+    if vector and structure.kind == "roll" and 2 * abs(structure.shift) != ev.reference.shape[0]:
+        return Naming(f"{text}: each entry is assigned to another row", "W13", 0.97)
     if structure.kind in {"roll", "blocks"} or leaf.kind == "roll":
         count = structure.count or 2
         label = f"{ev.site} {ev.module}".lower()

@@ -32,7 +32,7 @@ def describe(keep_r: Tensor, keep_p: Tensor) -> Change | None:
         return None
     if keep_r.numel() < 2 or torch.equal(keep_r, keep_p):
         return None
-    for change in (_extremes, _causal, _rolled, _edges, _padding):
+    for change in (_extremes, _causal, _nothing, _rolled, _edges, _padding, _few_extra):
         found = change(keep_r, keep_p)
         if found is not None:
             return found
@@ -56,9 +56,27 @@ def _extremes(r: Tensor, p: Tensor) -> Change | None:
             return Change("A1", "the causal mask is missing: every query sees every key", {"hidden": hidden}, 0.97)
         text = f"the mask is missing: every key is visible ({_share(r)} in the reference)"
         return Change("A2", text, {"hidden": hidden}, 0.95)
-    if not bool(p.any()):
-        return Change("A4", "the port hides every key: all rows are fully masked", {}, 0.95)
     return None
+
+
+def _nothing(r: Tensor, p: Tensor) -> Change | None:
+    if bool(p.any()):
+        return None
+    return Change("A4", "the port hides every key: all rows are fully masked", {}, 0.95)
+
+
+def _few_extra(r: Tensor, p: Tensor) -> Change | None:
+    """A11 where windows do not lie in key order (rings, padding): each differing row sees the same few keys more, or fewer."""
+    extra, missing = (p & ~r).sum(-1), (r & ~p).sum(-1)
+    if bool(extra.any()) == bool(missing.any()):
+        return None
+    count = extra if bool(extra.any()) else missing
+    by = count[count > 0].unique()
+    if len(by) != 1 or int(by[0]) > 2 or float((count > 0).double().mean()) > 0.9:
+        return None
+    word = "more" if bool(extra.any()) else "fewer"
+    text = f"{int((count > 0).sum())} rows see {int(by[0])} key{'s' if int(by[0]) > 1 else ''} {word}: the window's edge is off"
+    return Change("A11", text, {"by": int(by[0]) if word == "more" else -int(by[0])}, 0.8)
 
 
 def _share(keep: Tensor) -> str:
@@ -191,6 +209,8 @@ def _padding(r: Tensor, p: Tensor) -> Change | None:
         return Change("A2", text, values | {"extra": _short(more)}, 0.9)
     text = f"keys {_short(more)} are visible too: the port sees {len(theirs)} keys, the reference {len(ours)}"
     one_side = len(ours) > 0 and (int(more.max()) < int(ours.min()))
+    if r.dim() == 4 and r.shape[0] > 1 and bool((r == p).flatten(1).all(1).any()):
+        one_side = False  # only some samples of the batch: their padding, not a window
     return Change("K6" if one_side else "A2", text, values | {"extra": _short(more)}, 0.8)
 
 

@@ -460,6 +460,27 @@ def _varies(x: Tensor) -> bool:
     return x.dim() >= 1 and x.numel() >= 4 and float(x.std()) > 0
 
 
+def modulation_source(ev: Evidence) -> Iterable[Explanation]:
+    """W5: R is chunk i of a modulation tensor around it and P is chunk j of the same tensor."""
+    if not comparable(ev) or ev.r.dim() < 1 or ev.r.numel() < 8 or ev.r.numel() > 200_000:
+        return
+    width, near = ev.r.shape[-1], max(1e-6, 3 * noise(ev))
+    for name, value in surroundings(ev):
+        count, rest = divmod(value.numel(), ev.r.numel())
+        if rest or count not in (2, 3, 4, 6, 8, 9, 12) or not value.is_floating_point():
+            continue
+        if value.shape[-1] not in (width, count * width) or (value.shape[-1] == width and count not in value.shape):
+            continue
+        axis = value.dim() - 1 if value.shape[-1] == count * width else list(value.shape).index(count)
+        parts = [as_float64(part).reshape(ev.r.shape) for part in value.chunk(count, axis)]
+        ours = [k for k, part in enumerate(parts) if close(ev.r, part, near)]
+        theirs = [k for k, part in enumerate(parts) if close(ev.p, part, near)]
+        if len(ours) == 1 and len(theirs) == 1 and ours != theirs:
+            text = f"chunk {theirs[0]} of {count} of the modulation ({name}) is read where the reference reads chunk {ours[0]}"
+            yield from fitted(ev, parts[theirs[0]], text, 0.96, "W5", reference=ours[0], port=theirs[0], chunks=count)
+            return
+
+
 def modulation_order(ev: Evidence) -> Iterable[Explanation]:
     """W5 on a modulation tensor: its 2, 3 or 6 chunks are in another order (last axis, or an axis of that size)."""
     if not comparable(ev) or not ev.reference.is_floating_point() or ev.kind in ("rope", "mask", "schedule"):
@@ -525,5 +546,6 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("dropout", "N8", dropout, 0.6),
     Hypothesis("modulation", "W5", modulation, 0.75),
     Hypothesis("modulation outputs", "W5", modulation_outputs, 0.9),
+    Hypothesis("modulation source", "W5", modulation_source, 0.85),
     Hypothesis("modulation order", "W5", modulation_order, 0.5),
 )

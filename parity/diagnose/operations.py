@@ -65,6 +65,9 @@ def joined(ev: Evidence) -> Iterator[Explanation]:
         axis = int(ref.scalars.get("dim", 0)) % max(1, out.ndim)
         role = roles(out.shape, kind_of(ev))[axis]
         class_id = {"n": "D3", "c": "C5", "f": "V9", "b": "C1", "a": "D3", "d": "W3"}.get(role, "D3")
+        attends = any("attention" in op.name or "softmax" in op.name for op in ev.ref_ops)
+        if out.ndim == 4 and axis == 1 and not attends:
+            class_id = "C5"  # feature maps: axis 1 holds the channels
         if role == "d" and out.ndim <= 2 and len(order) == 2:
             class_id = "T2"
         text = f"the parts are joined in the order {order} along {axis_name(axis, out.shape, kind_of(ev))}{_at(port)}"

@@ -34,9 +34,12 @@ def _named(ev: Evidence) -> list[tuple[str, Explanation]]:
     def build(evidence: Evidence) -> list[tuple[str, Explanation]]:
         if not comparable(evidence) or evidence.reference.numel() > LARGEST:
             return []
-        if _is_table(evidence):
+        table = _is_table(evidence)
+        if table and (evidence.reference.dim() < 3 or evidence.reference.is_complex()):
             return list(_table_stories(evidence))
-        return list(_rotation_stories(evidence))
+        # a rotated query may be recorded as "rope" too
+        turned = list(_rotation_stories(evidence))
+        return turned or (list(_table_stories(evidence)) if table else [])
 
     return memo(ev, "positions", build)
 

@@ -221,7 +221,7 @@ def float8_grid(ev: Evidence) -> Iterator[Explanation]:
         if scale == 1.0 and not 0.5 < slope < 2:
             class_id = "W1" if ev.r.ndim <= 2 else "Q4"
             text = f"P holds raw {name} payload: the scale is not applied here (P/R is about {number(slope)})"
-            yield Explanation(text, 0.05, 0.97, {**parameters, "slope": slope}, class_id)
+            yield Explanation(text, 0.0, 0.98, {**parameters, "slope": slope}, class_id)
         elif bool(beyond.any()) and float(lost.sum()) > 0.9 * float(beyond.sum()):
             how = "NaN" if int((~good).sum()) else "saturated"
             text = (

@@ -241,6 +241,7 @@ def _per_index(ev: Evidence, residual: float, axis: int, a: Tensor, b: Tensor, p
     parameters = {"axis": axis, "factors": factors[:32].tolist()} | ({} if pure else {"offsets": offsets[:32].tolist()})
     if recognised is not None:
         class_id, why = recognised
+        class_id = "W1" if class_id == "C10" and ev.kind == "weight" else class_id
         return Explanation(
             f"P is R with a factor{'' if pure else ' and an offset'} per index of {where}: {why}",
             residual,

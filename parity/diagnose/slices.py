@@ -75,13 +75,15 @@ def _other_shape(ev: Evidence, r: Tensor, p: Tensor) -> Iterator[Explanation]:
             yield Explanation(text, residual, 0.97, {"order": list(order)}, "W9" if ev.kind == "weight" else "A10")
             return
     if (residual := _close(p.reshape(-1), r.reshape(-1), ev)) is not None:
-        vectors = [v for pair in ev.parameters.values() for v in pair if v is not None]
+        child = ev.site.rpartition(".in.")[0].rpartition(".")[2] + "."
+        own = [pair for name, pair in ev.parameters.items() if name.startswith(child)] or ev.parameters.values()
+        vectors = [v for pair in own for v in pair if v is not None]
         if vectors and all(v.ndim <= 1 for v in vectors) and ev.kind == "input":
             text = (
                 f"a norm gets {list(p.shape)} where the reference gives it {list(r.shape)}: its statistics are taken "
                 "over other axes"
             )
-            yield Explanation(text, residual, 0.93, {"shape": list(p.shape)}, "N7")
+            yield Explanation(text, residual, 0.95, {"shape": list(p.shape)}, "N7")
             return
         text = f"P holds R's values in R's order under another shape: {list(p.shape)} instead of {list(r.shape)}"
         yield Explanation(text, residual, 0.95, {"shape": list(p.shape)}, "V11")

@@ -45,7 +45,8 @@ def term(ev: Evidence) -> Iterator[Explanation]:
     if best is None:
         return
     residual, g, name = best
-    slack = max(2e-3, 3 * noise_level(ev) / max(ev.error, 1e-12))
+    # a residual of 1e-8 tells 1 from 0.999: a term under a tiny scale is not a missing term
+    slack = max(1e-5, min(2e-3, 30 * residual), 3 * noise_level(ev) / max(ev.error, 1e-12))
     if name.startswith("port op"):
         text = f"the port adds a term that the reference has not: {number(g)} times its {name.removeprefix('port ')}"
         yield Explanation(text, residual, 0.6, {"term": name, "factor": g}, "N6")
@@ -58,8 +59,12 @@ def term(ev: Evidence) -> Iterator[Explanation]:
             f"the term {name} is counted twice", residual, sure(ev, residual, 0.95), {"term": name, "factor": g}, "N6"
         )
     else:
-        text = f"P − R is {number(g)} times {name}: that term has another strength"
-        yield Explanation(text, residual, sure(ev, residual, 0.85), {"term": name, "factor": g})
+        values = [v for pair in ev.parameters.values() for v in pair if v is not None]
+        quantised = any(not v.is_floating_point() or v.element_size() == 1 for v in values)
+        text = f"the term {name} has {number(1 + g)} times its strength"
+        class_id = "W1" if quantised else "N5"
+        best = 0.95 if quantised else 0.85
+        yield Explanation(text, residual, sure(ev, residual, best), {"term": name, "factor": g}, class_id)
 
 
 def unchanged(ev: Evidence) -> Iterator[Explanation]:

@@ -51,6 +51,8 @@ def time_rounding(ev: Evidence) -> Iterable[Explanation]:
     """T1: t_P = bf16(t_R), fp16(t_R), ⌊t_R⌋ or round(t_R), exactly; also after the unit was changed by 1000."""
     if not _table(ev) or not ev.same_shape or not bool((ev.d != 0).any()):
         return
+    if ev.kind != "schedule" and float(ev.r.abs().max()) <= 1.5:
+        return
     whole = not ev.reference.is_floating_point() or not bool(ev.p.any())
     for unit in (1.0,) if whole else (1.0, 1000.0, 1e-3):
         for text, change in ROUNDINGS.items():
@@ -64,7 +66,12 @@ def time_rounding(ev: Evidence) -> Iterable[Explanation]:
             where = "" if unit == 1.0 else f" (as {unit:g} times itself)"
             number = int((ev.d != 0).sum())
             sentence = f"the timestep is {text}{where} before use: {number} of {ev.r.numel()} values change"
-            yield Explanation(sentence, 0.0, 0.95, {"rounding": text, "unit": unit}, "T1")
+            yield Explanation(sentence, 0.0, 0.98, {"rounding": text, "unit": unit}, "T1")
+            return
+    for text, change in list(ROUNDINGS.items())[:2]:
+        if torch.equal(change(ev.p), ev.r) and not torch.equal(ev.p, ev.r):
+            sentence = f"the reference's time is {text} before use and the port's is not"
+            yield Explanation(sentence, 0.0, 0.97, {"rounding": text, "side": "reference"}, "T1")
             return
 
 
@@ -120,7 +127,9 @@ def sigma_shift(ev: Evidence) -> Iterable[Explanation]:
         text = f"the sigma shift was applied twice ({shift:g} → {shift * shift:g})"
     elif shift and math.isclose(ratio, 1 / shift, rel_tol=1e-2):
         text = f"the sigma shift {shift:g} was not applied"
-    sure = 0.95 if int(inside.sum()) >= 4 else (0.8 if shift and "factor" not in text else 0.35)
+    if int(inside.sum()) < 3 and "factor" in text:
+        return
+    sure = 0.95 if int(inside.sum()) >= 4 else 0.8
     yield Explanation(text, 0.0, sure, {"ratio": ratio, "shift": shift}, "T3")
 
 
@@ -390,7 +399,7 @@ def _combination(ev: Evidence, target: Tensor, parts: list[Tensor], tolerance: f
     return coefficients if error <= tolerance else None
 
 
-def _step_of(ev: Evidence) -> tuple[Tensor, Tensor, float, float, str] | None:
+def step_of(ev: Evidence) -> tuple[Tensor, Tensor, float, float, str] | None:
     """Return (x, v, α, β, name of v) with R = α·x + β·v for two tensors around R: a one-step solver."""
 
     def build(evidence: Evidence) -> tuple[Tensor, Tensor, float, float, str] | None:
@@ -416,9 +425,10 @@ def _step_of(ev: Evidence) -> tuple[Tensor, Tensor, float, float, str] | None:
 
 def solver_step(ev: Evidence) -> Iterable[Explanation]:
     """T4, T8: R = x + (σ' − σ)·v. P is in the plane of x and v too: sign, x0 reading, or another step; or it leaves the plane."""
-    step = _step_of(ev)
+    step = step_of(ev)
     if step is None:
-        yield from _plain_step_in_port(ev)
+        found = list(_other_coefficients(ev)) if ev.kind != "activation" or "step" in ev.coords else []
+        yield from found or _plain_step_in_port(ev)
         return
     x, v, alpha, beta, _ = step
     found = _combination(ev, ev.p, [x, v], max(agreement(ev), limit(ev) * ev.error))
@@ -436,7 +446,7 @@ def solver_step(ev: Evidence) -> Iterable[Explanation]:
             return
         near = _named_difference(ev, b)
         text = f"the solver steps by {b:.6g} instead of {beta:.6g}{near}"
-        yield from fitted(ev, explained, text, 0.93 if near else 0.85, "T4", **values)
+        yield from fitted(ev, explained, text, 0.95 if near else 0.92, "T4", **values)
         return
     if abs(alpha - 1) < 1e-4 and abs(a + b - 1) < 1e-3:
         text = f"the model's output is taken as x0: P = {a:.5g}·x + {b:.5g}·output, where the reference adds {beta:.5g}·output"
@@ -487,6 +497,26 @@ def _earlier(ev: Evidence) -> Iterator[tuple[str, Tensor]]:
             yield name, as_float64(value)
 
 
+def _other_coefficients(ev: Evidence) -> Iterator[Explanation]:
+    """T4: R and P are the same three tensors added up with other coefficients: a multistep update with a wrong ratio or order."""
+    if not comparable(ev) or ev.reference.numel() < 64 or ev.kind not in ("latent", "activation", "output"):
+        return
+    for parts in combinations(like_reference(ev)[:6], 3):
+        tensors = [part for _, part in parts]
+        ours = _combination(ev, ev.r, tensors, agreement(ev))
+        if ours is None or float(ours.abs().min()) < 1e-6:
+            continue
+        theirs = _combination(ev, ev.p, tensors, max(agreement(ev), 0.5 * limit(ev) * ev.error))
+        if theirs is None:
+            continue
+        explained = sum((c * t for c, t in zip(theirs, tensors, strict=True)), torch.zeros_like(ev.p))
+        names = ", ".join(name for name, _ in parts)
+        said = [", ".join(f"{float(c):.5g}" for c in some) for some in (theirs, ours)]
+        text = f"the update adds up {names} with {said[0]} instead of {said[1]}"
+        yield from fitted(ev, explained, text, 0.9, "T4", reference=ours.tolist(), port=theirs.tolist())
+        return
+
+
 def _plain_step_in_port(ev: Evidence) -> Iterator[Explanation]:
     """T4: R is no combination of two tensors around it, P is x + c·v: a plain Euler step in place of the reference's solver."""
     if not comparable(ev) or ev.kind not in ("latent", "output") or ev.reference.numel() < 64 or ev.error < 5e-3:
@@ -509,7 +539,7 @@ def solver_rounding(ev: Evidence) -> Iterable[Explanation]:
         return
     if not bool(torch.isfinite(ev.r).all() and torch.isfinite(ev.p).all()) or ev.error > 0.05:
         return
-    step = _step_of(ev) if comparable(ev) else None
+    step = step_of(ev) if comparable(ev) else None
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
 
         def low(t: Tensor, dtype: torch.dtype = dtype) -> Tensor:
@@ -544,7 +574,7 @@ def parametrisation(ev: Evidence) -> Iterable[Explanation]:
         not comparable(ev)
         or ev.kind not in ("output", "latent")
         or ev.reference.numel() < 64
-        or _step_of(ev) is not None
+        or step_of(ev) is not None
     ):
         return
     for name, x in like_reference(ev)[:6]:

@@ -33,6 +33,10 @@ def missing(ev: Evidence) -> Iterator[Explanation]:
             if other is None or name == ev.site or tuple(other.shape) != tuple(ev.r.shape):
                 continue
             residual = ev.residual(as_float64(other))
+            if residual < 1e-6 and (not other.is_floating_point() or other.element_size() == 1):
+                text = f"P is the quantised payload {name} itself: its scale was never applied"
+                yield Explanation(text, residual, 0.98, {"equals": name}, "W1")
+                return
             if residual < 1e-6 and not lora.low_rank(ev.d):
                 yield Explanation(
                     f"P is the {side}'s {name}, not its own tensor: tied or mapped wrongly",
@@ -181,7 +185,9 @@ def in_parameters(ev: Evidence) -> Iterator[Explanation]:
                 f"{same_cast} (keep them in full precision)"
             )
             parameters = {"parameter": names[0], "all": names[:16], "dtype": same_cast}
-            yield Explanation(text, 0.05, 0.6 if everywhere else 0.93, parameters, "W11")
+            stored = any(port.element_size() <= 2 for _, _, port, _ in pairs)  # else rounded, then widened again
+            trust = 0.93 if not everywhere else 0.6 if stored else 0.88
+            yield Explanation(text, 0.05, trust, parameters, "W11")
         return
     for name, ref, port, error in pairs[:MAX_PARAMETERS]:
         best = diagnose_one(ev, name, ref, port)

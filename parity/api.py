@@ -25,7 +25,7 @@ from parity.floors import FIXED, Floors
 from parity.locate import first_divergence, owner
 from parity.names import NameMap, load_names, parse_names
 from parity.nonfinite import find_nonfinite
-from parity.result import Coverage, Culprit, Divergence, Result
+from parity.result import Coverage, Culprit, Divergence, Result, Row
 from parity.trace import Trace
 from parity.upcast import upcast_in_place
 
@@ -121,7 +121,7 @@ def compare(
     alignment = align(reference, port, names, by_value=by_value)
     rows = measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol))
     divergences = judge(rows, alignment, reference, port)
-    coverage = cover(alignment, reference, port)
+    coverage = cover(alignment, reference, port, rows)
     first = first_divergence(divergences)
     complete = reference.manifest.complete and port.manifest.complete
     culprit = Culprit(owner(first, reference) or first.site, site=first.site, coords=dict(first.coords)) if first else None
@@ -139,7 +139,7 @@ def compare(
         culprits=(culprit,) if culprit else (),
         rows=tuple(rows),
         environment=_environment(reference, port),
-        notes=(*_order_notes(reference, port), *alignment.notes),
+        notes=(*_order_notes(reference, port), *_unmeasured_notes(rows), *alignment.notes),
         case=label,
         system=reference.manifest.system,
         command="parity compare REFERENCE PORT --map names.yaml",
@@ -293,3 +293,8 @@ def _order_notes(reference: Trace, port: Trace) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _unmeasured_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    unknown = [row.key for row in rows if row.error != row.error and not row.diverged]
+    if not unknown:
+        return ()
+    return (f"{len(unknown)} records could not be measured (sketches without tensors, in another layout), the first is {unknown[0]}",)

@@ -109,7 +109,7 @@ def run_case(
     if free and case.reseat:
         with _timed(seconds, "free run", say):
             runs.free = run_side(case, "port", setting, inject=inject).trace
-    coverage = cover(alignment, reference, port)
+    coverage = cover(alignment, reference, port, rows)
     notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
     result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
     if diagnose and result.first is not None:
@@ -118,16 +118,18 @@ def run_case(
     return replace(result, fault=fault.name if fault else None, variation=variation.name if variation else None, seconds=dict(seconds)), runs
 
 
-def cover(alignment: Alignment, reference: Trace, port: Trace) -> Coverage:
-    """Count what was compared and what was not, on each side."""
+def cover(alignment: Alignment, reference: Trace, port: Trace, rows: Sequence[Row]) -> Coverage:
+    """Count what was compared and what was not, on each side. A pair that could not be measured was not compared."""
+    unknown = {row.key: row.site for row in rows if row.error != row.error and not row.diverged}
     kinds: dict[str, int] = {}
     for pair in alignment.pairs:
-        kinds[pair.reference.kind] = kinds.get(pair.reference.kind, 0) + 1
+        if pair.reference.key not in unknown:
+            kinds[pair.reference.kind] = kinds.get(pair.reference.kind, 0) + 1
     return Coverage(
-        compared=len(alignment.pairs),
+        compared=len(alignment.pairs) - len(unknown),
         reference=len(reference),
         port=len(port),
-        unaligned_reference=alignment.alone_reference,
+        unaligned_reference=tuple(dict.fromkeys([*alignment.alone_reference, *unknown.values()])),
         unaligned_port=alignment.alone_port,
         kinds=kinds,
     )

@@ -95,6 +95,11 @@ LONG = {
 }
 
 
+def many(word: str) -> str:
+    """The plural: batches, entries, tokens."""
+    return word + ("es" if word.endswith("ch") else "s") if not word.endswith("y") else word[:-1] + "ies"
+
+
 def axis_of(role: str, shape: Sequence[int], kind: str = "activation") -> int | None:
     """The first axis with that role, or None."""
     found = [i for i, name in enumerate(roles(shape, kind)) if name == role]
@@ -103,4 +108,4 @@ def axis_of(role: str, shape: Sequence[int], kind: str = "activation") -> int | 
 
 def axis_name(axis: int, shape: Sequence[int], kind: str = "activation") -> str:
     """A phrase for an axis: "axis 2 (heads)"."""
-    return f"axis {axis} ({LONG[roles(shape, kind)[axis]]}s)"
+    return f"axis {axis} ({many(LONG[roles(shape, kind)[axis]])})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .axes import LONG, kind_of, roles
+from .axes import LONG, kind_of, many, roles
 from .evidence import Evidence
 from .permutations import Structure
 
@@ -45,8 +45,8 @@ def name_permutation(ev: Evidence, axes: tuple[int, ...], structure: Structure) 
 def _place(ev: Evidence, axes: tuple[int, ...]) -> str:
     names = roles(ev.reference.shape, kind_of(ev))
     if len(axes) == 1:
-        return f"axis {axes[0]} ({LONG[names[axes[0]]]}s)"
-    listed = ", ".join(LONG[names[a]] + "s" for a in axes)
+        return f"axis {axes[0]} ({many(LONG[names[axes[0]]])})"
+    listed = ", ".join(many(LONG[names[a]]) for a in axes)
     return f"axes {list(axes)} ({listed}) taken as one of {structure_length(ev, axes)} entries"
 
 

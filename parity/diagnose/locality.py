@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .axes import LONG, kind_of, roles
+from .axes import LONG, kind_of, many, roles
 from .evidence import Evidence
 from .fits import noise_level
 
@@ -127,22 +127,27 @@ def _phrase(chosen: list[int], n: int, word: str) -> tuple[str, str] | None:
     few = len(chosen)
     if n >= 4 and chosen == list(range(n - few, n)):
         if few <= n // 4 or few == 1:
-            return "tail", f"the last{'' if few == 1 else f' {few}'} of {n} {word}s"
-        return "from", f"{word}s from {n - few} on (of {n})"
+            return "tail", f"the last{'' if few == 1 else f' {few}'} of {n} {many(word)}"
+        return "from", f"{many(word)} from {n - few} on (of {n})"
     if n >= 4 and chosen == list(range(few)):
-        return "head", f"the first{'' if few == 1 else f' {few}'} of {n} {word}s"
+        return "head", f"the first{'' if few == 1 else f' {few}'} of {n} {many(word)}"
     period = _period(chosen, n)
     if period is not None:
-        return "periodic", f"every {period}th {word} from {chosen[0]}"
+        return "periodic", f"every {_ordinal(period)} {word} from {chosen[0]}"
     if _both_ends(chosen, n):
-        return "border", f"the border {word}s (both ends, {few} of {n})"
+        return "border", f"the border {many(word)} (both ends, {few} of {n})"
     if few == 1:
         return "one", f"{word} {chosen[0]} of {n}"
     if chosen == list(range(chosen[0], chosen[-1] + 1)):
-        return "group", f"{word}s {chosen[0]}..{chosen[-1]} of {n}"
+        return "group", f"{many(word)} {chosen[0]}..{chosen[-1]} of {n}"
     if 3 * few > n:
         return None
-    return "some", f"{few} of {n} {word}s ({', '.join(map(str, chosen[:6]))}{'…' if few > 6 else ''})"
+    return "some", f"{few} of {n} {many(word)} ({', '.join(map(str, chosen[:6]))}{'…' if few > 6 else ''})"
+
+
+def _ordinal(n: int) -> str:
+    suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{suffix}"
 
 
 def _period(chosen: list[int], n: int) -> int | None:
@@ -209,5 +214,5 @@ def _one_coordinate(name: str, values: Mapping[int, list[bool]]) -> Locality | N
         return Locality(name, "only", f"only at {name} {hit[0]}", share)
     period = _period([seen.index(v) for v in hit], len(seen))
     if period is not None:
-        return Locality(name, "periodic", f"every {period}th {name} from {hit[0]}", share)
-    return Locality(name, "some", f"only at {name}s {hit[:8]}", share)
+        return Locality(name, "periodic", f"every {_ordinal(period)} {name} from {hit[0]}", share)
+    return Locality(name, "some", f"only at {many(name)} {hit[:8]}", share)

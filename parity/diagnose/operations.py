@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .axes import LONG, axis_name, kind_of, roles
+from .axes import LONG, axis_name, kind_of, many, roles
 from .evidence import Evidence, Explanation, Hypothesis, Op
 
 JOINS = {"cat", "concat", "stack"}
@@ -181,7 +181,7 @@ def cut(ev: Evidence) -> Iterator[Explanation]:
         if role in {"h", "w"} and ref.outputs[0].shape == port.outputs[0].shape and ev.kind in {"frame", "input"}:
             class_id = "C6"  # another crop of a picture
         text = (
-            f"the port takes {LONG[role]}s {_range(port)} where the reference takes {_range(ref)} "
+            f"the port takes {many(LONG[role])} {_range(port)} where the reference takes {_range(ref)} "
             f"of the same tensor{_at(port)}"
         )
         parameters = {"axis": axis, "reference": _range(ref), "port": _range(port), "source": port.source}

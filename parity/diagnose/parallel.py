@@ -247,6 +247,11 @@ def _heads_statistics(ev: Evidence) -> Iterator[Explanation]:
                 continue
             r, p = (x.reshape(*x.shape[:axis], n, heads // n, *x.shape[axis + 1 :]) for x in (ev.r, ev.p))
             keep = [i for i in range(r.ndim) if i not in {axis + 1, r.ndim - 1}]
+            small_r, small_p = (x[:1].narrow(3 if axis == 1 else 1, 0, min(64, ev.r.shape[3 - axis])) for x in (r, p))
+            rough = grouped_scale(small_p, small_r, keep) * small_r
+            size = float(torch.linalg.vector_norm(small_p - small_r))
+            if size > 0 and float(torch.linalg.vector_norm(small_p - rough)) > 3 * allowance(ev) * size:
+                continue  # a cheap look at some tokens
             scale = grouped_scale(p, r, keep)
             residual = accept(ev, (scale * r).reshape(ev.r.shape))
             if residual is None or r.numel() // scale.numel() < 6:

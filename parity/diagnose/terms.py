@@ -63,8 +63,8 @@ def term(ev: Evidence) -> Iterator[Explanation]:
         quantised = any(not v.is_floating_point() or v.element_size() == 1 for v in values)
         text = f"the term {name} has {number(1 + g)} times its strength"
         class_id = "W1" if quantised else "N5"
-        best = 0.95 if quantised else 0.85
-        yield Explanation(text, residual, sure(ev, residual, best), {"term": name, "factor": g}, class_id)
+        trust = 0.95 if quantised else 0.85
+        yield Explanation(text, residual, sure(ev, residual, trust), {"term": name, "factor": g}, class_id)
 
 
 def unchanged(ev: Evidence) -> Iterator[Explanation]:

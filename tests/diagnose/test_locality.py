@@ -93,7 +93,7 @@ def _table(bad: set[tuple[int, int, int]]) -> list[tuple[str, dict[str, int], fl
         (lambda f, s, b: f >= 3, "from frame 3 on"),
         (lambda f, s, b: b == 1, "from branch 1 on"),
         (lambda f, s, b: s == 1, "only at step 1"),
-        (lambda f, s, b: f % 2 == 1, "every 2th frame from 1"),
+        (lambda f, s, b: f % 2 == 1, "every 2nd frame from 1"),
     ],
 )
 def test_coordinates(hit, phrase: str) -> None:

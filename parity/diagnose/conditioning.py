@@ -19,7 +19,6 @@ from .candidates import same_shape
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import (
     accept,
-    affine_fit,
     allowance,
     comparable,
     grouped_affine,
@@ -32,6 +31,8 @@ from .fits import (
     scalar_fit,
     sure,
 )
+from .prompts import HYPOTHESES as PROMPTS
+from .resizing import HYPOTHESES as RESIZING
 from .terms import HYPOTHESES as TERMS
 
 NEAR_SITES = 48
@@ -189,89 +190,6 @@ def _rms(x: Tensor) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
 
 
-def padded_rows(ev: Evidence) -> Iterator[Explanation]:
-    """Only rows past the true length differ: zero on one side and kept on the other; or rows padded at the other end
-    (C3).
-    """
-    if not comparable(ev, 8) or ev.r.ndim not in {2, 3} or ev.kind == "weight":
-        return
-    r, p = (x.reshape(-1, *x.shape[-2:]) for x in (ev.r, ev.p))
-    r_zero, p_zero = (r == 0).all(-1), (p == 0).all(-1)
-    wrong = torch.linalg.vector_norm(p - r, dim=-1) > 10 * noise_level(ev) * (
-        torch.linalg.vector_norm(r, dim=-1) + 1e-12
-    )
-    if not bool(wrong.any()):
-        return
-    starts = [int(torch.nonzero(w)[0]) if bool(w.any()) else w.numel() for w in wrong]
-    tail = all(bool(w[s:].all()) for w, s in zip(wrong, starts, strict=True)) and max(starts) > 0
-    if tail and bool(r_zero[wrong].all()) and not bool(p_zero[wrong].any()):
-        text = f"rows from {starts} on are zero in R and kept in P: the padded rows are not zeroed"
-        yield Explanation(text, 0.0, 0.98, {"lengths": starts, "side": "port keeps"})
-    elif tail and bool(p_zero[wrong].all()):
-        text = f"rows from {starts} on are zero in P and not in R: the text is cut or its padding zeroed"
-        yield Explanation(text, 0.0, 0.93, {"lengths": starts, "side": "port zeroes"})
-    else:
-        yield from _other_side(ev, r, p)
-
-
-def _other_side(ev: Evidence, r: Tensor, p: Tensor) -> Iterator[Explanation]:
-    """Rows shifted by an own amount per sequence: padding on the left instead of the right."""
-    shifts = []
-    explained = torch.empty_like(r)
-    for i in range(r.shape[0]):
-        first = torch.nonzero(
-            torch.linalg.vector_norm(r - p[i, -1], dim=-1)[i] <= 1e-6 * (torch.linalg.vector_norm(p[i, -1]) + 1e-12)
-        )
-        if len(first) == 0:
-            return
-        shift = r.shape[1] - 1 - int(first[0])
-        shifts.append(shift)
-        explained[i] = r[i].roll(shift, 0)
-    if not any(shifts) or len(set(shifts)) < 2:
-        return
-    residual = accept(ev, explained.reshape(ev.r.shape))
-    if residual is not None:
-        text = f"each sequence is shifted by its padding ({shifts} rows): padded on the other side"
-        yield Explanation(text, residual, sure(ev, residual, 0.93), {"shifts": shifts})
-
-
-def token_ids(ev: Evidence) -> Iterator[Explanation]:
-    """Whole numbers per sequence differ: template, special tokens, padding side or length of the prompt (C3)."""
-    if ev.reference.is_floating_point() or ev.reference.dtype == torch.bool or ev.kind not in {"input", "activation"}:
-        return
-    if (
-        ev.reference.ndim != 2
-        or not ev.same_shape
-        or ev.reference.numel() < 4
-        or ev.error == 0
-        or len(torch.unique(ev.r)) < 4
-    ):
-        return
-    steps = ev.r.diff(dim=1)
-    if bool((steps == steps[:, :1]).all()):
-        return  # positions, not text
-    rows = torch.nonzero((ev.p != ev.r).any(dim=1)).reshape(-1).tolist()
-    said = [_edit(ev.r[i], ev.p[i]) for i in rows]
-    how = said[0] if said and all(s == said[0] for s in said) else "the tokens differ"
-    text = f"the token ids of {len(rows)} of {len(ev.r)} sequences differ: {how}"
-    yield Explanation(text, 0.0, 0.94 if how != "the tokens differ" else 0.85, {"rows": rows[:16], "how": how})
-
-
-def _edit(r: Tensor, p: Tensor) -> str:
-    """How one sequence of ids became the other: moved as a whole, or a piece left out or put in at one place."""
-    n = len(r)
-    for shift in range(1, n):
-        if torch.equal(r.roll(shift), p):
-            return "padded on the other side"
-    start = int(torch.nonzero(r != p)[0])
-    for k in range(1, n - start):
-        if torch.equal(r[start + k :], p[start : n - k]):
-            return f"{k} tokens are left out at {start}"
-        if torch.equal(p[start + k :], r[start : n - k]):
-            return f"{k} tokens are put in at {start}"
-    return "the tokens differ"
-
-
 def inverted_mask(ev: Evidence) -> Iterator[Explanation]:
     """Two-valued R with P == (low + high) − R: the mask's meaning is reversed (C5; A2 for a mask record)."""
     if not comparable(ev, 4):
@@ -326,82 +244,6 @@ def _run(indices: list[int]) -> str:
     if len(indices) > 1 and indices == list(range(indices[0], indices[-1] + 1)):
         return f"{indices[0]}..{indices[-1]}"
     return str(indices[:8] if len(indices) > 1 else indices[0])
-
-
-MODES = ("bilinear", "bicubic", "nearest", "nearest-exact", "area")
-
-
-def resampled(ev: Evidence) -> Iterator[Explanation]:
-    """R and P are two resizings of one captured picture: filter, antialias, corner alignment (C6), by recomputation."""
-    if not comparable(ev, 64) or ev.r.ndim < 3 or ev.kind == "weight":
-        return
-    size = (int(ev.r.shape[-2]), int(ev.r.shape[-1]))
-    for name, x in ev.inputs.items():
-        if x.ndim < 3 or tuple(x.shape[-2:]) == size or x.numel() > 8_000_000 or not x.is_floating_point():
-            continue
-        pictures = as_float64(x).reshape(-1, 1, *x.shape[-2:])
-        if pictures.shape[0] != ev.r.numel() // (size[0] * size[1]):
-            continue
-        mine, theirs = _which(pictures, ev.r, size), _which(pictures, ev.p, size)
-        if mine and theirs and mine != theirs:
-            yield Explanation(
-                f"P resizes {name} with {theirs}, R with {mine}", 0.0, 0.95, {"reference": mine, "port": theirs}
-            )
-            return
-    yield from _high_pass(ev)
-
-
-def _resizings(x: Tensor, size: tuple[int, int]) -> Iterator[tuple[str, Tensor]]:
-    for mode in MODES:
-        yield mode, functional.interpolate(x, size, mode=mode)
-        if mode in {"bilinear", "bicubic"}:
-            yield f"{mode}, antialias", functional.interpolate(x, size, mode=mode, antialias=True)
-            yield f"{mode}, corners aligned", functional.interpolate(x, size, mode=mode, align_corners=True)
-
-
-def _which(x: Tensor, wanted: Tensor, size: tuple[int, int]) -> str:
-    """The resizing whose result is `wanted` up to one affine map, or ""."""
-    wanted = wanted.reshape(-1, 1, *size)
-    spread = float(torch.linalg.vector_norm(wanted - wanted.mean()))
-    for label, y in _resizings(x, size):
-        a, b = affine_fit(wanted, y)
-        if spread > 0 and float(torch.linalg.vector_norm(wanted - a * y - b)) < 2e-4 * spread:
-            return label
-    return ""
-
-
-def _high_pass(ev: Evidence) -> Iterator[Explanation]:
-    """Without the source: d has no low frequencies and lives where R has edges; P is a sharper or smoother R (C6, a
-    hint).
-    """
-    h, w = int(ev.r.shape[-2]), int(ev.r.shape[-1])
-    if (
-        ev.kind not in {"frame", "input", "latent"}
-        or min(h, w) < 16
-        or ev.r.numel() > 8_000_000
-        or not 3e-3 < ev.error < 0.5
-    ):
-        return
-    d, r = ev.d.reshape(-1, 1, h, w), ev.r.reshape(-1, 1, h, w)
-    some = sample_index(d.shape[0], 24)
-    d, r = d[some], r[some]
-    low = functional.avg_pool2d(d, 4)
-    ratio = 16 * float(low.square().mean()) / (float(d.square().mean()) + 1e-300)  # 1 for white noise
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64).reshape(1, 1, 3, 3)
-    curvature = functional.conv2d(r, kernel)
-    inner = d[..., 1:-1, 1:-1]
-    cosine = float(
-        (inner * curvature).sum() / (torch.linalg.vector_norm(inner) * torch.linalg.vector_norm(curvature) + 1e-300)
-    )
-    if ratio < 1 and abs(cosine) > 0.5:
-        how = "smoother" if cosine > 0 else "sharper"
-        text = (
-            f"P is a {how} R: the difference follows R's edges (correlation {abs(cosine):.2f}) and "
-            "has no low frequencies: another resize filter or antialiasing"
-        )
-        yield Explanation(
-            text, 1 - cosine * cosine, 0.6 + 0.2 * (abs(cosine) - 0.5), {"correlation": cosine, "low": ratio}, "C6"
-        )
 
 
 RANDOM = {"randn", "randn_like", "normal", "normal_functional", "rand", "rand_like"}
@@ -474,11 +316,10 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("one_branch", "C1", branch_of_batch, 0.7),
     Hypothesis("other_record", "C2", other_record, 0.9),
     Hypothesis("final_norm", "C2", final_norm, 0.5),
-    Hypothesis("padded_rows", "C3", padded_rows, 0.85),
-    Hypothesis("token_ids", "C3", token_ids, 0.8),
     Hypothesis("inverted_mask", "C5", inverted_mask, 0.95),
     Hypothesis("slice_filled", "C5", slice_filled, 0.6),
-    Hypothesis("resampled", "C6", resampled, 0.7),
     Hypothesis("sampled_posterior", "C9", sampled, 0.7),
+    *PROMPTS,
+    *RESIZING,
     *TERMS,
 )

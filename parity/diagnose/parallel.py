@@ -146,8 +146,10 @@ def _own_statistics(ev: Evidence, residual: float) -> Iterator[Explanation]:
         yield Explanation(text, residual, sure(ev, residual, 0.95), {"shards": 0, "verified": True}, "A7")
         return
     squares = [x.square().mean(dim=rest).reshape(-1) for x in (ev.r, ev.p)]
+    if len(squares[0]) < 4:
+        return
     ours, theirs = (float(s.std() / s.mean().clamp_min(1e-300)) for s in squares)
-    if len(squares[0]) >= 4 and theirs < 0.25 * ours and ours > 1e-3:
+    if theirs < 0.25 * ours and ours > 1e-3:
         text = (
             "P/R is one number per token, and P's mean square is the same at every token "
             f"({theirs:.1%}) where R's varies by {ours:.1%}: the norm's statistics are those of this shard "
@@ -243,7 +245,7 @@ def _heads_statistics(ev: Evidence) -> Iterator[Explanation]:
     for axis in (1, 2):
         heads = ev.r.shape[axis]
         for n in WORLD:
-            if heads % n or n > heads or (n == heads and ev.kind not in {"rope", "activation"}):
+            if heads > 128 or heads % n or n > heads or (n == heads and ev.kind not in {"rope", "activation"}):
                 continue
             r, p = (x.reshape(*x.shape[:axis], n, heads // n, *x.shape[axis + 1 :]) for x in (ev.r, ev.p))
             keep = [i for i in range(r.ndim) if i not in {axis + 1, r.ndim - 1}]

@@ -26,7 +26,7 @@ class Attention:
     """One attention whose recomputation gives R.
 
     q [b, h, i, d]; k [b, g, j, d] and v [b, g, j, e] with g kv heads (repeated to h); keep [b|1, h|1, i|1, j] bool or None; `bias` of the
-    same shape is added to the logits; r and p are both sides' values as [b, i, c]; `project` is applied to the merged heads.
+    same shape is added to the logits; `empty` says what a row without a visible key gives ("zero", or the "mean" of v); r and p are both sides' values as [b, i, c]; `project` is applied to the merged heads.
     """
 
     q: Tensor
@@ -38,6 +38,7 @@ class Attention:
     keep: Tensor | None = None
     bias: Tensor | None = None
     project: tuple[Tensor, Tensor | None] | None = None
+    empty: str = "zero"
     rows: Tensor | None = None
 
     @property
@@ -75,14 +76,15 @@ class Attention:
 
 
 def weights(a: Attention, expand: str = "repeat") -> Tensor:
-    """Return softmax weights [b, h, i, j]; rows without a visible key are zero."""
+    """Return softmax weights [b, h, i, j]; rows without a visible key are zero or uniform (`empty`)."""
     k = expanded(a.k, a.q.shape[1], expand)
     logits = a.scale * a.q @ k.transpose(-1, -2)
     if a.bias is not None:
         logits = logits + a.bias
     if a.keep is not None:
         logits = logits.masked_fill(~a.keep, -math.inf)
-    return torch.softmax(logits, -1).nan_to_num(0.0)
+    found = torch.softmax(logits, -1)
+    return found.nan_to_num(0.0 if a.empty == "zero" else 1.0 / logits.shape[-1])
 
 
 def attend(a: Attention, expand: str = "repeat") -> Tensor:
@@ -251,8 +253,9 @@ def _reproduce(
     options += [(keep, bias) for keep, bias in masks if _mask_fits(keep if keep is not None else bias, q, j)]
     options += [(causal(i, j), None), (causal(i, j, bottom_right=True), None)]
     for keep, bias in options:
-        for scale in (whole.default_scale, 1.0):
-            attempt = replace(whole, keep=keep, bias=bias, scale=scale)
+        fills = ("zero", "mean") if keep is not None and not bool(keep.any(-1).all()) else ("zero",)
+        for scale, empty in product((whole.default_scale, 1.0), fills):
+            attempt = replace(whole, keep=keep, bias=bias, scale=scale, empty=empty)
             small = attempt.at(rows)
             if relative_error(attend(small), small.r) <= agreement(ev):
                 return attempt

@@ -100,7 +100,8 @@ def _around_softmax(ops: Sequence[Op], index: int) -> Call | None:
     scale, bias = _scale_and_bias(raw, logits, open_)
     keep = None if bool(open_.all()) else open_
     out = _merge(as_float64(after.outputs[0]).reshape(*heads[:2], i, -1))
-    return Call(Attention(q, k, v, out, out, scale, keep, bias), out)
+    empty = "mean" if keep is not None and bool((logits[~open_] > -math.inf).all()) else "zero"
+    return Call(Attention(q, k, v, out, out, scale, keep, bias, empty=empty), out)
 
 
 def _gives(op: Op, i: int, j: int, numel: int) -> bool:

@@ -175,7 +175,6 @@ def _padding(r: Tensor, p: Tensor) -> Change | None:
     """A2, A3, K6: the same keys for all queries of a sample, visible counts differ at one end."""
     rows_r, rows_p = r.reshape(-1, r.shape[-1]), p.reshape(-1, p.shape[-1])
     extra, missing = rows_p & ~rows_r, rows_r & ~rows_p
-    j = r.shape[-1]
     if bool(extra.any()) and bool(missing.any()):
         return None
     different = torch.nonzero((rows_r != rows_p).any(-1)).flatten()
@@ -204,6 +203,13 @@ def _padding(r: Tensor, p: Tensor) -> Change | None:
         text = f"keys {_short(gone)} are missing: the port sees {len(theirs)} keys, the reference {len(ours)}"
         return Change("K6", text, values | {"missing": _short(gone)}, 0.75)
     more = torch.nonzero(extra[row]).flatten()
+    if r.dim() >= 2 and r.shape[-2] > 1:
+        never = ~r.any(-2, keepdim=True).expand_as(r)
+        if not bool(((p & ~r) & ~never).any()):
+            text = (
+                f"keys {_short(more)}, which no query of the reference sees, are visible (padding or unwritten slots)"
+            )
+            return Change("A2", text, values | {"extra": _short(more)}, 0.92)
     if bool(rows_p[row].all()):
         text = f"keys {_short(more)} are visible although the reference hides them (padding or unwritten slots)"
         return Change("A2", text, values | {"extra": _short(more)}, 0.9)

@@ -55,8 +55,17 @@ def norm_eps(ev: Evidence) -> Iterable[Explanation]:
         other = math.exp((low + high) / 2)
     if math.isclose(other, norm.eps, rel_tol=1e-3, abs_tol=1e-13):
         return
-    text = f"the {norm.kind.text} has eps {other:.3g} instead of {norm.eps:.3g}"
-    yield from fitted(ev, norm(eps=other), text, 0.97, "N1", reference=norm.eps, port=other)
+    ours = norm.eps
+    for name, (one, two) in ev.settings.items():  # below what the values can tell, the modules' own settings can
+        if (
+            "eps" in name
+            and isinstance(one, float)
+            and isinstance(two, float)
+            and math.isclose(two, other, rel_tol=0.05)
+        ):
+            ours, other = one, two
+    text = f"the {norm.kind.text} has eps {other:.3g} instead of {ours:.3g}"
+    yield from fitted(ev, norm(eps=other), text, 0.97, "N1", reference=ours, port=other)
 
 
 def _worth(ev: Evidence) -> bool:
@@ -465,9 +474,16 @@ def modulation_source(ev: Evidence) -> Iterable[Explanation]:
     if not comparable(ev) or ev.r.dim() < 1 or ev.r.numel() < 8 or ev.r.numel() > 200_000:
         return
     width, near = ev.r.shape[-1], max(1e-6, 3 * noise(ev))
-    for name, value in surroundings(ev):
+    tables = [as_float64(w) for w, _ in ev.parameters.values() if w is not None and w.dim() == 3]
+    named = [
+        (n, as_float64(v)) for n, v in surroundings(ev) if v.is_floating_point() and v.numel() <= 12 * ev.r.numel()
+    ]
+    summed = [
+        (f"{n} and a table", v + w) for n, v in named for w in tables if v.dim() == 3 and v.shape[1:] == w.shape[1:]
+    ]
+    for name, value in [*named, *summed]:
         count, rest = divmod(value.numel(), ev.r.numel())
-        if rest or count not in (2, 3, 4, 6, 8, 9, 12) or not value.is_floating_point():
+        if rest or count not in (2, 3, 4, 6, 8, 9, 12):
             continue
         if value.shape[-1] not in (width, count * width) or (value.shape[-1] == width and count not in value.shape):
             continue

@@ -74,23 +74,32 @@ def turn(before: Tensor, after: Tensor) -> tuple[Tensor, float]:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a tensor's axes read as [batch·heads, tokens, features]: `token_axis` of the original and the head size."""
+    """How a tensor's axes read as [batch·heads, tokens, features]: `token_axis` of the original and the head size.
+
+    samples: every sample has positions of its own (prompts padded on the left): [heads, batch·tokens, features].
+    """
 
     shape: tuple[int, ...]
     token_axis: int
     head: int
+    samples: bool = False
 
     def fold(self, x: Tensor) -> Tensor:
         """Bring `x` to [b, n, d]."""
         split = x.reshape(*self.shape[:-1], self.shape[-1] // self.head, self.head)
         moved = split.movedim(self.token_axis, -2)
+        if self.samples:
+            return moved.movedim(0, -3).reshape(-1, self.shape[0] * self.shape[self.token_axis], self.head)
         return moved.reshape(-1, self.shape[self.token_axis], self.head)
 
     def unfold(self, y: Tensor) -> Tensor:
         """Undo `fold`."""
         split = [*self.shape[:-1], self.shape[-1] // self.head, self.head]
         tokens = split.pop(self.token_axis)
-        moved = y.reshape(*split[:-1], tokens, self.head)
+        if self.samples:
+            moved = y.reshape(*split[1:-1], self.shape[0], tokens, self.head).movedim(-3, 0)
+        else:
+            moved = y.reshape(*split[:-1], tokens, self.head)
         return moved.movedim(-2, self.token_axis).reshape(self.shape)
 
 
@@ -105,6 +114,10 @@ def arrangements(shape: tuple[int, ...]) -> Iterator[Arrangement]:
         for head in HEAD_SIZES:
             if shape[-1] % head == 0 and head < shape[-1]:
                 yield Arrangement(shape, len(shape) - 2, head)
+    if len(shape) == 4 and shape[0] > 1:
+        for axis in axes:
+            if axis > 0:
+                yield Arrangement(shape, axis, shape[-1], samples=True)
 
 
 @dataclass(frozen=True)

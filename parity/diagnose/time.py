@@ -442,7 +442,7 @@ def solver_step(ev: Evidence) -> Iterable[Explanation]:
     if abs(alpha - 1) < 1e-4 and abs(a - 1) < 1e-4:
         if abs(b + beta) < slack:
             text = f"the solver step has the opposite sign: x − (σ' − σ)·v, step {b:.5g} instead of {beta:.5g}"
-            yield from fitted(ev, x - beta * v, text, 0.97, "T8", **values)
+            yield from fitted(ev, x - beta * v, text, 0.985, "T8", **values)
             return
         near = _named_difference(ev, b)
         text = f"the solver steps by {b:.6g} instead of {beta:.6g}{near}"

@@ -105,8 +105,10 @@ def _finish(
     notes: tuple[str, ...],
 ) -> Alignment:
     paired = {p.reference.key: p for p in pairs}
-    ref_sites = {p.reference.site for p in pairs}
-    port_sites = {p.port.site for p in pairs}
+    # Only names promise that a call has a counterpart: values that happen to agree at one call promise nothing about the others.
+    named = [p for p in pairs if p.how in ("name", "map")]
+    ref_sites = {p.reference.site for p in named}
+    port_sites = {p.port.site for p in named}
     missing, alone_ref, alone_port, extra = [], [], [], []
     for record in reference:
         if record.key not in paired:

@@ -16,12 +16,12 @@ from parity.capture import split_inputs
 from parity.capture.environment import environment_differences
 from parity.capture.probes import Modules, Probe
 from parity.case import Case, Setting, Side
-from parity.judge import judge, measure
 from parity.diagnose import diagnose as _diagnose
 from parity.diagnose.evidence import Evidence
-from parity.errors import ParityFailure, TraceError
-from parity.execute import run_side
+from parity.errors import ParityFailure, SideError, TraceError
+from parity.execute import grafting, run_side
 from parity.floors import FIXED, Floors
+from parity.judge import judge, measure
 from parity.locate import first_divergence, owner
 from parity.names import NameMap, load_names, parse_names
 from parity.nonfinite import find_nonfinite
@@ -148,8 +148,8 @@ def compare(
 
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
     """Compare two tensors and test every hypothesis on them."""
-    from parity.judge import relative_l2, worst
     from parity.diagnose.locality import describe
+    from parity.judge import relative_l2, worst
 
     floor = FIXED.get(str(reference.dtype).removeprefix("torch."), 0.0)
     evidence = Evidence(reference=reference, port=port, site="tensor", kind=kind, floor=floor)
@@ -245,12 +245,21 @@ def _names(names: Names) -> NameMap:
 
 
 def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str, ...]]:
-    """Align two models that nobody wrote a map for: from names, weights, order, shapes and values of one run."""
+    """Align two models that nobody wrote a map for: from names, weights, values, order and shapes of one run, in float64 where they can."""
     from parity.infer import infer_names
 
-    reference, port = run_side(case, "reference", setting), run_side(case, "port", setting)
+    upcast = True
+    try:
+        reference, port = (run_side(case, which, setting, upcast=True) for which in ("reference", "port"))
+    except SideError:
+        upcast = False
+        reference, port = (run_side(case, which, setting) for which in ("reference", "port"))
+
+    def rerun(names: NameMap) -> Trace:
+        return run_side(replace(case, names=names), "port", setting, upcast=upcast, override=grafting(reference.trace)).trace
+
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
-    names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""])
+    names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun)
     return replace(case, names=names), notes
 
 

@@ -18,6 +18,7 @@ from parity.errors import SideError
 from parity.execute import Inject, Runs, SideRun, grafting, run_side
 from parity.result import Cause, Culprit, Divergence, Result, Row, format_key
 from parity.trace import Record, Trace
+from parity.weight_pairs import pair_parameters
 
 Relabel = Mapping[str, Callable[[Tensor], Tensor]]
 _MOST_CULPRITS = 6
@@ -237,21 +238,9 @@ def _both_modules(case: Case, window: Window, record: Record | None, port_record
 def _parameters(
     case: Case, window: Window, record: Record | None, port_record: Record | None
 ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    """Pair the parameters and buffers of the two modules: by name, then by order among equal shapes."""
+    """Pair the parameters and buffers of the two modules."""
     ref, port = _both_modules(case, window, record, port_record)
-    if ref is None or port is None:
-        return {}
-    left = {n: t.detach() for n, t in [*ref.named_parameters(), *ref.named_buffers()]}
-    right = {n: t.detach() for n, t in [*port.named_parameters(), *port.named_buffers()]}
-    pairs: dict[str, tuple[Tensor | None, Tensor | None]] = {n: (t, right.pop(n)) for n, t in list(left.items()) if n in right}
-    for name, tensor in left.items():
-        if name in pairs:
-            continue
-        partner = next((n for n, other in right.items() if other.shape == tensor.shape), None)
-        pairs[name] = (tensor, right.pop(partner) if partner is not None else None)
-    # A parameter that one side lacks is evidence; a buffer (a table, a cache) is the side's own business.
-    kept = {n for n, _ in [*ref.named_parameters(), *port.named_parameters()]}
-    return {n: pair for n, pair in pairs.items() if pair[1] is not None or n in kept} | {n: (None, t) for n, t in right.items() if n in kept}
+    return pair_parameters(ref, port) if ref is not None and port is not None else {}
 
 
 def _settings(case: Case, window: Window, record: Record | None, port_record: Record | None) -> dict[str, tuple[Any, Any]]:

@@ -1,147 +1,72 @@
-"""A name map that nobody wrote: two model trees aligned by weights, then order, names and values of one run.
+"""A name map that nobody wrote: two model trees aligned by weights, then names, values and order of one run.
 
 Evidence, strongest first: (1) weights: equal content, also transposed, with permuted rows, or as blocks of a fused projection; (2) the containers that hold the same
-aligned leaves; (3) values of one run; (4) the place between two aligned calls.
+aligned leaves; (3) values of one run; (4) the same values once the port runs on the reference's own (a fault no longer hides what follows it); (5) the place
+between two aligned calls, only where the result of that stretch differs: other ways to the same result are left alone.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from parity.matching import Layouts, Matches, match_between, match_templates, match_values, moments, near
+from parity.matching import Layouts, Matches, agree, match_between, match_siblings, match_templates, match_values
 from parity.names import NameMap, Rule, Split
 from parity.trace import Record, Trace
+from parity.weight_pairs import Fusion, WeightMatch, held_leaves, match_weights
+
+Rerun = Callable[[NameMap], Trace]
+Known = Mapping[str, tuple[str, Mapping[str, int]]]  # port site -> einops pattern and sizes
 
 
 @dataclass(frozen=True)
-class Fusion:
-    """A port leaf whose output axis is several reference leaves, one after the other."""
+class Sides:
+    """What one run of both models showed: the first record of each site, in order."""
 
-    leaves: tuple[str, ...]
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class WeightMatch:
-    """Leaf modules with the same weights."""
-
-    leaves: Mapping[str, str]  # port leaf -> reference leaf
-    fused: Mapping[str, Fusion]
+    reference: Trace
+    port: Trace
+    refs: Mapping[str, Record]
+    ports: Mapping[str, Record]
 
 
-def infer_names(reference: Trace, port: Trace, ref_root: nn.Module, port_root: nn.Module) -> tuple[NameMap, tuple[str, ...]]:
+def infer_names(
+    reference: Trace, port: Trace, ref_root: nn.Module, port_root: nn.Module, rerun: Rerun | None = None
+) -> tuple[NameMap, tuple[str, ...]]:
     """Return a map from port sites to reference sites, and notes on the evidence.
 
-    Both traces come from one run of the two models on the same inputs; only the first record of each site is looked at.
+    Both traces come from one run of the two models on the same inputs; only the first record of each site is looked at. `rerun` runs the port again under a
+    map, with the reference's value put in place of each that the map aligns.
     """
-    ref_first = {r.site: r for r in reversed(reference.records)}
-    port_first = {p.site: p for p in reversed(port.records)}
-    refs, ports = _in_order(ref_first.values()), _in_order(port_first.values())
-    weights = match_weights(ref_root, port_root)
+    sides = Sides(reference, port, _firsts(reference), _firsts(port))
+    ref_ran, port_ran = _ran(reference), _ran(port)
+    weights = match_weights(ref_root, port_root, ref_ran, port_ran)
+    fused = {leaf: f for leaf, f in weights.fused.items() if _is_fused(leaf, f, sides)}
+    modules = match_containers(ref_root, port_root, weights)
     matches = Matches()
-    fused = {leaf: f for leaf, f in weights.fused.items() if leaf in port_first and all(name in ref_first for name in f.leaves)}
     for fusion in fused.values():
         matches.taken.update(fusion.leaves)
-    modules = match_containers(ref_root, port_root, weights)
-    for site in port_first:
-        if site in fused:
-            continue
-        if site in ref_first and _plausible(site, site, modules, ref_root, port_root):
+    for site in sides.ports:
+        if site in sides.refs and site not in fused and _plausible(site, modules):
             matches.add(site, site, "name")
-    _match_modules(matches, modules, ref_first, port_first)
-    match_templates(matches, list(ref_first), [s for s in port_first if s not in fused])
-    loose_ports = [p for p in ports if p.site not in fused]
-    match_values(matches, reference, port, [r for r in refs if r.site not in matches.taken], [p for p in loose_ports if p.site not in matches.found])
-    match_templates(matches, list(ref_first), [p.site for p in loose_ports])
-    match_between(matches, refs, loose_ports)
-    return _write_map(matches, fused, ref_first, port_first, reference, port)
-
-
-# -- weights ----------------------------------------------------------------------------------------------------------
-
-
-def match_weights(ref_root: nn.Module, port_root: nn.Module) -> WeightMatch:
-    """Pair leaf modules by the content of their weights; equal weights are paired in order of registration."""
-    refs, ports = _weights(ref_root), _weights(port_root)
-    pool: dict[int, list[str]] = {}
-    for name, value in refs.items():
-        pool.setdefault(value.numel(), []).append(name)
-    prints = {name: moments(value) for name, value in refs.items()}
-    leaves: dict[str, str] = {}
-    used: set[str] = set()
-    unmatched = []
-    for name, value in ports.items():
-        mine = moments(value)
-        equal = [r for r in pool.get(value.numel(), []) if r not in used and near(mine, prints[r], 1e-5) and (value.numel() > 1 or r == name)]
-        equal = [r for r in equal if _suffix(r) == _suffix(name)] or equal
-        if not equal or mine[4] == 0:
-            unmatched.append(name)
-            continue
-        best = max(equal, key=lambda r: (_same_shape(refs[r], value), r == name, leaves.get(_leaf(name)) == _leaf(r)))
-        used.add(best)
-        leaves.setdefault(_leaf(name), _leaf(best))
-    fused = {}
-    free = {n: v for n, v in refs.items() if n not in used and v.dim() >= 2}
-    for name in unmatched:
-        found = _unfuse(ports[name], free) if ports[name].dim() >= 2 else None
-        if found is not None:
-            fused[_leaf(name)] = Fusion(tuple(_leaf(n) for n in found), tuple(refs[n].shape[0] for n in found))
-            for n in found:
-                free.pop(n, None)
-    return WeightMatch(leaves, fused)
-
-
-def _weights(root: nn.Module) -> dict[str, Tensor]:
-    return {n: p.detach() for n, p in root.named_parameters(remove_duplicate=False) if p.numel() > 0 and not p.is_meta}
-
-
-def _unfuse(whole: Tensor, parts: Mapping[str, Tensor]) -> list[str] | None:
-    """Return the reference weights whose rows, one block after the other, are the rows of `whole`."""
-    keys = _row_keys(whole)
-    found: list[str] = []
-    start = 0
-    while start < len(keys):
-        name = next(
-            (n for n, p in parts.items() if n not in found and p.shape[1:] == whole.shape[1:] and _starts(keys, start, p)), None
-        )
-        if name is None:
-            return None
-        found.append(name)
-        start += parts[name].shape[0]
-    return found if len(found) >= 2 else None
-
-
-def _starts(keys: Tensor, start: int, part: Tensor) -> bool:
-    size = part.shape[0]
-    if start + size > len(keys):
-        return False
-    own = _row_keys(part)
-    return bool(torch.allclose(keys[start : start + size], own, rtol=1e-4, atol=1e-5 * float(own.abs().max())))
-
-
-def _row_keys(value: Tensor) -> Tensor:
-    """One number a row: its product with a fixed direction."""
-    flat = value.detach().double().reshape(value.shape[0], -1)
-    direction = torch.cos(1.7 * torch.arange(flat.shape[1], dtype=torch.float64))
-    return flat @ direction
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _suffix(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _same_shape(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape
+    _match_modules(matches, modules, sides.refs, sides.ports)
+    match_templates(matches, list(sides.refs), [s for s in sides.ports if s not in fused])
+    _match_what_is_left(matches, fused, sides, reference, port)
+    layouts: Known = {}
+    if rerun is not None and (_loose(matches, fused, sides) or not _all_layouts_known(matches, sides)):
+        names, layouts = _write_map(matches, fused, sides, layouts, sure=True)
+        sides = replace(sides, port=_under_port_names(rerun(names)))
+        _match_what_is_left(matches, fused, sides, reference, sides.port)
+    _match_places(matches, fused, sides)
+    names, _ = _write_map(matches, fused, sides, layouts)
+    counts = Counter(how for _, how in matches.found.values())
+    counts["fused weights"] += len(fused)
+    text = ", ".join(f"{n} by {how}" for how, n in counts.most_common() if n)
+    return names, (f"aligned without a map: {text}",) if text else ()
 
 
 # -- containers -------------------------------------------------------------------------------------------------------
@@ -150,15 +75,10 @@ def _same_shape(a: Tensor, b: Tensor) -> bool:
 def match_containers(ref_root: nn.Module, port_root: nn.Module, weights: WeightMatch) -> dict[str, str]:
     """Pair modules (port path -> reference path): leaves by weights, containers by the set of aligned leaves that they hold."""
     found = dict(weights.leaves)
-    held_port: dict[str, set[str]] = {}
-    for leaf, ref in weights.leaves.items():
-        _hold(held_port, leaf, {ref})
-    for leaf, fusion in weights.fused.items():
-        _hold(held_port, leaf, set(fusion.leaves))
-    aligned = set(weights.leaves.values()) | {leaf for f in weights.fused.values() for leaf in f.leaves}
-    held_ref: dict[str, set[str]] = {}
-    for leaf in aligned:
-        _hold(held_ref, leaf, {leaf})
+    pairs = [(leaf, {ref}) for leaf, ref in weights.leaves.items()]
+    pairs += [(leaf, set(fusion.leaves)) for leaf, fusion in weights.fused.items()]
+    held_port = held_leaves(pairs)
+    held_ref = held_leaves((leaf, {leaf}) for _, content in pairs for leaf in content)
     by_content: dict[frozenset[str], list[str]] = {}
     for path, content in held_ref.items():
         by_content.setdefault(frozenset(content), []).append(path)
@@ -173,18 +93,17 @@ def match_containers(ref_root: nn.Module, port_root: nn.Module, weights: WeightM
     return found
 
 
-def _hold(held: dict[str, set[str]], leaf: str, content: set[str]) -> None:
-    path = leaf
-    while path:
-        path = path.rpartition(".")[0]
-        held.setdefault(path, set()).update(content)
-
-
 def _zip_chain(ports: Sequence[str], refs: Sequence[str], port_root: nn.Module, ref_root: nn.Module) -> Iterable[tuple[str, str]]:
     """Pair nested modules that hold the same leaves: containers that never run (lists) stay out, the others pair from the outside."""
     ports = [p for p in ports if not isinstance(port_root.get_submodule(p), (nn.ModuleList, nn.ModuleDict))]
     refs = [r for r in refs if not isinstance(ref_root.get_submodule(r), (nn.ModuleList, nn.ModuleDict))]
     return zip(ports, refs, strict=False)
+
+
+def _is_fused(leaf: str, fusion: Fusion, sides: Sides) -> bool:
+    """A fused weight is a fused site only when the module's output is as wide as its parts together (a whole attention owns such weights, too)."""
+    record = sides.ports.get(leaf)
+    return record is not None and all(n in sides.refs for n in fusion.leaves) and sum(fusion.sizes) in record.shape[-1:]
 
 
 # -- sites ------------------------------------------------------------------------------------------------------------
@@ -211,61 +130,135 @@ def _match_modules(matches: Matches, modules: Mapping[str, str], refs: Mapping[s
 
 
 def _partner(port: Record, candidates: Sequence[Record]) -> Record | None:
-    """Return the first candidate of the same size, by preference of the same argument name and values."""
-    import math
-
-    size = math.prod(port.shape)
-    fitting = [r for r in candidates if math.prod(r.shape) == size and r.is_float == port.is_float]
+    """Return the first candidate of the same size, by preference of the same argument name."""
+    fitting = [r for r in candidates if math.prod(r.shape) == math.prod(port.shape) and r.is_float == port.is_float]
     same_name = [r for r in fitting if r.site.rpartition(".")[2] == port.site.rpartition(".")[2]]
     return (same_name or fitting or [None])[0]
 
 
-def _by_module(records: Mapping[str, Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in _in_order(records.values()):
-        found.setdefault(record.site.partition(".in.")[0] if record.role == "in" else record.module, []).append(record)
+def _match_what_is_left(matches: Matches, fused: Mapping[str, Fusion], sides: Sides, reference: Trace, port: Trace) -> None:
+    """Pair by values, then carry the pairs over to the same place in other blocks and to the other sites of the same module."""
+    loose = [p for p in sides.ports.values() if p.site not in fused]
+    left = [r for r in sides.refs.values() if r.site not in matches.taken]
+    match_values(matches, reference, port, left, [p for p in loose if p.site not in matches.found])
+    match_templates(matches, list(sides.refs), [p.site for p in loose])
+    match_siblings(matches, sides.refs, {p.site: p for p in loose})
+
+
+def _match_places(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> None:
+    """Pair what lies between aligned calls, in stretches whose result differs; in all before a difference that has no such stretch."""
+    refs, ports = list(sides.refs.values()), [p for p in sides.ports.values() if p.site not in fused]
+    right: dict[str, bool] = {}
+
+    def differs(port_site: str) -> bool:
+        if port_site not in right:
+            right[port_site] = agree(sides.reference, sides.refs[matches.found[port_site][0]], sides.port, sides.ports[port_site])
+        return not right[port_site]
+
+    anchors = [p for p in ports if p.site in matches.found]
+    explained = match_between(matches, refs, ports, differs)
+    lone = next((p for p in anchors if p.role == "in" and p.site not in explained and differs(p.site)), None)
+    if lone is not None:
+        match_between(matches, refs, [p for p in ports if p.order < lone.order])
+
+
+def _loose(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> bool:
+    ports = any(s not in matches.found and s not in fused for s in sides.ports)
+    return ports and any(s not in matches.taken for s in sides.refs)
+
+
+def _firsts(trace: Trace) -> dict[str, Record]:
+    """Return the first record of each site, in order of execution."""
+    found: dict[str, Record] = {}
+    for record in trace.records:
+        found.setdefault(record.site, record)
     return found
 
 
-def _plausible(port: str, ref: str, modules: Mapping[str, str], ref_root: nn.Module, port_root: nn.Module) -> bool:
+def _ran(trace: Trace) -> set[str]:
+    """Return the paths of the modules that ran (the root has the empty path)."""
+    return {"" if record.module == "model" else record.module for record in trace}
+
+
+def _by_module(records: Mapping[str, Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records.values():
+        found.setdefault(record.module, []).append(record)
+    return found
+
+
+def _plausible(site: str, modules: Mapping[str, str]) -> bool:
     """An equal name counts unless the weights say that this module is another one."""
-    module = port.partition(".in.")[0]
-    if module in modules:
-        return modules[module] == ref.partition(".in.")[0]
-    return True
+    module = site.partition(".in.")[0]
+    return modules.get(module, module) == module
 
 
-def _in_order(records: Iterable[Record]) -> list[Record]:
-    return sorted(records, key=lambda r: r.order)
+def _under_port_names(trace: Trace) -> Trace:
+    """Return a trace that was recorded under a map with the port's own names again (the first part of what was split)."""
+    plain = Trace(manifest=trace.manifest)
+    for record in trace.records:
+        own = replace(record, site=record.origin or record.site, order=len(plain), origin="")
+        if own.key not in plain:
+            plain.add(own, trace.tensor(record.key))
+    return plain
+
+
+# -- the map ----------------------------------------------------------------------------------------------------------
 
 
 def _write_map(
-    matches: Matches,
-    fused: Mapping[str, Fusion],
-    refs: Mapping[str, Record],
-    ports: Mapping[str, Record],
-    reference: Trace,
-    port: Trace,
-) -> tuple[NameMap, tuple[str, ...]]:
-    layouts = Layouts()
-    rules = []
-    order = sorted(matches.found, key=lambda s: ports[s].order)
-    for site in order:
+    matches: Matches, fused: Mapping[str, Fusion], sides: Sides, before: Known, sure: bool = False
+) -> tuple[NameMap, Known]:
+    """Write the pairs as rules. Returns the map and the layouts in it.
+
+    before: layouts that the port's run was recorded under. sure: write only layouts that values have shown.
+    """
+    layouts = _learn(matches, sides, before)
+    rules, written = [], dict(before)
+    for site in sorted(matches.found, key=lambda s: sides.ports[s].order):
         name, how = matches.found[site]
-        r, p = refs[name], ports[site]
-        pattern, sizes = layouts.find(name, r.shape, p.shape, reference.tensor(r.key), port.tensor(p.key))
-        if site != name or pattern:
-            rules.append(Rule(port=re.escape(site), reference=name.replace("\\", "\\\\"), layout=pattern, sizes=sizes, how=how))
+        r, p = sides.refs[name], sides.ports[site]
+        if site not in before and (layouts.known(r.shape, p.shape) or not sure):
+            written[site] = layouts.find(name, r.shape, p.shape, sides.reference.tensor(r.key), sides.port.tensor(p.key))
+        pattern, sizes = written.get(site, ("", {}))
+        also = _same_input(site, fused, matches, sides)
+        if site != name or pattern or also:
+            rules.append(Rule(port=re.escape(site), reference=_literal(name), layout=pattern, sizes=sizes, also=also, how=how))
     for leaf, fusion in fused.items():
         sizes_of = fusion.sizes if len(set(fusion.sizes)) > 1 else ()
         rules.append(Rule(port=re.escape(leaf), split=Split(-1, fusion.leaves, sizes_of), how="fused weights"))
-    rules += [_renamed(site, matches, refs) for site in ports if site not in matches.found and site not in fused and site in refs]
-    counts = Counter(how for _, how in matches.found.values())
-    counts["fused weights"] += len(fused)
-    text = ", ".join(f"{n} by {how}" for how, n in counts.most_common() if n)
-    return NameMap(tuple(rules)), (f"aligned without a map: {text}",) if text else ()
+    rules += [_renamed(site) for site in sides.ports if site not in matches.found and site not in fused and site in sides.refs]
+    return NameMap(tuple(rules)), {site: found for site, found in written.items() if found[0]}
 
 
-def _renamed(site: str, matches: Matches, refs: Mapping[str, Record]) -> Rule:
+def _learn(matches: Matches, sides: Sides, before: Known) -> Layouts:
+    layouts = Layouts()
+    for site, (name, _) in matches.found.items():
+        if site not in before:
+            layouts.learn(sides.reference.tensor(sides.refs[name].key), sides.port.tensor(sides.ports[site].key))
+    return layouts
+
+
+def _all_layouts_known(matches: Matches, sides: Sides) -> bool:
+    layouts = _learn(matches, sides, {})
+    return all(layouts.known(sides.refs[name].shape, sides.ports[site].shape) for site, (name, _) in matches.found.items())
+
+
+def _same_input(site: str, fused: Mapping[str, Fusion], matches: Matches, sides: Sides) -> tuple[str, ...]:
+    """Return the inputs of the other parts of a fused projection: they are the same tensor as the one that is paired."""
+    leaf, found, argument = site.partition(".in.")
+    if not found or leaf not in fused:
+        return ()
+    shape = sides.ports[site].shape
+    same = [f"{part}.in.{argument}" for part in fused[leaf].leaves]
+    same = [s for s in same if s in sides.refs and s not in matches.taken and sides.refs[s].shape == shape]
+    return tuple(_literal(s) for s in same)
+
+
+def _literal(name: str) -> str:
+    return name.replace("\\", "\\\\")
+
+
+def _renamed(site: str) -> Rule:
     """A port site whose name belongs to another reference site: keep the two apart."""
     return Rule(port=re.escape(site), reference=f"port:{site}")

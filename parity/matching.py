@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,7 @@ from parity.names import Target
 from parity.trace import Record, Trace
 
 _NEAR = 2e-4
+_SAME = 1e-4  # of the same quantity on the same inputs, up to the noise of float32
 _FEWEST = 4  # values of fewer elements prove nothing
 
 
@@ -163,40 +165,130 @@ def _blank(site: str) -> str:
 # -- by order ---------------------------------------------------------------------------------------------------------
 
 
-def match_between(matches: Matches, refs: Sequence[Record], ports: Sequence[Record]) -> None:
-    """Pair what lies alone between the same two pairs on both sides, when the sizes fit one to one in order."""
+def match_between(
+    matches: Matches, refs: Sequence[Record], ports: Sequence[Record], differs: Callable[[str], bool] | None = None
+) -> set[str]:
+    """Pair what lies alone between the same two pairs on both sides, where as many of a size and role are on either side.
+
+    differs: tells of a paired port site whether its value is another one; only stretches that end in such a site (or in nothing) are paired.
+    Returns the ends of stretches in which something was paired.
+    """
     ref_sites, port_sites = _firsts(refs), _firsts(ports)
     position = {r.site: i for i, r in enumerate(ref_sites)}
     start_ref = start_port = 0
     anchors = [(i, position[matches.found[p.site][0]]) for i, p in enumerate(port_sites) if p.site in matches.found and matches.found[p.site][0] in position]
+    ends: set[str] = set()
     for end_port, end_ref in [*_increasing(anchors), (len(port_sites), len(ref_sites))]:
         left = [r for r in ref_sites[start_ref:end_ref] if r.site not in matches.taken]
         right = [p for p in port_sites[start_port:end_port] if p.site not in matches.found]
-        sizes = [(math.prod(r.shape), r.role == "in") for r in left]
-        if left and sizes == [(math.prod(p.shape), p.role == "in") for p in right]:
-            for r, p in zip(left, right, strict=True):
-                matches.add(p.site, r.site, "order and shape")
+        end = port_sites[end_port].site if end_port < len(port_sites) else ""
         start_port, start_ref = end_port + 1, end_ref + 1
+        if not (left and right) or (differs is not None and end and not differs(end)):
+            continue
+        found = False
+        for of_key_ref, of_key_port in _same_kinds(left, right):
+            for r, p in zip(of_key_ref, of_key_port, strict=True):
+                found |= matches.add(p.site, r.site, "order and shape")
+        if found:
+            ends.add(end)
+    return ends
+
+
+def _same_kinds(left: Sequence[Record], right: Sequence[Record]) -> Iterator[tuple[list[Record], list[Record]]]:
+    """Yield the records of each size and role that both sides have equally many of."""
+    kinds: dict[tuple[int, bool, bool], tuple[list[Record], list[Record]]] = {}
+    for side, records in enumerate((left, right)):
+        for record in records:
+            key = (math.prod(record.shape), record.role == "in", record.is_float)
+            kinds.setdefault(key, ([], []))[side].append(record)
+    yield from (pair for pair in kinds.values() if len(pair[0]) == len(pair[1]))
 
 
 def _increasing(anchors: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Keep anchors that move forward on both sides (a greedy increasing run)."""
+    """Keep the most anchors that move forward on both sides (a longest increasing subsequence)."""
+    tails: list[int] = []  # reference positions that end the best runs of each length
+    ends: list[int] = []
+    before: list[int] = []
+    for i, (_, ref) in enumerate(anchors):
+        place = bisect_left(tails, ref)
+        before.append(ends[place - 1] if place else -1)
+        if place == len(tails):
+            tails.append(ref)
+            ends.append(i)
+        else:
+            tails[place], ends[place] = ref, i
     kept: list[tuple[int, int]] = []
-    for port, ref in anchors:
-        if not kept or ref > kept[-1][1]:
-            kept.append((port, ref))
-    return kept
+    i = ends[-1] if ends else -1
+    while i >= 0:
+        kept.append(anchors[i])
+        i = before[i]
+    return kept[::-1]
 
+
+# -- by module --------------------------------------------------------------------------------------------------------
+
+
+def match_siblings(matches: Matches, refs: Mapping[str, Record], ports: Mapping[str, Record]) -> None:
+    """Pair the other sites of a module one site of which is paired: equal endings (`.1`, `.in.x`), or the only ones of their role and size."""
+    partners: dict[str, Counter[str]] = {}
+    for site, (ref, _) in matches.found.items():
+        if site in ports and ref in refs and ports[site].role == refs[ref].role:
+            partners.setdefault(ports[site].module, Counter())[refs[ref].module] += 1
+    claimed = Counter(max(votes, key=votes.__getitem__) for votes in partners.values())
+    by_module: dict[str, list[Record]] = {}
+    for r in refs.values():
+        by_module.setdefault(r.module, []).append(r)
+    for p in ports.values():
+        votes = partners.get(p.module)
+        if p.site in matches.found or not votes:
+            continue
+        module = max(votes, key=votes.__getitem__)
+        if claimed[module] > 1 or len(votes) > 1:
+            continue
+        for r in by_module.get(module, []):
+            ending = p.site.removeprefix(p.module)
+            if r.site == module + ending and r.role == p.role and math.prod(r.shape) == math.prod(p.shape):
+                matches.add(p.site, r.site, "module")
+                break
+
+
+def agree(reference: Trace, ref: Record, port: Trace, other: Record) -> bool:
+    """Tell whether two paired records hold the same numbers (in any order when their shapes differ)."""
+    r, p = reference.tensor(ref.key), port.tensor(other.key)
+    if r is None or p is None or r.numel() != p.numel() or r.numel() == 0:
+        return True
+    if r.shape != p.shape or r.is_complex() or p.is_complex():
+        return near(moments(r), moments(p), _SAME)
+    r, p = r.detach().double(), p.detach().double()
+    norm = float(torch.linalg.vector_norm(r))
+    return float(torch.linalg.vector_norm(r - p)) <= _SAME * (norm or 1.0)
+
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 # -- layouts ----------------------------------------------------------------------------------------------------------
 
 
 class Layouts:
-    """Layouts of site pairs: found where the values agree, remembered for equal shapes where they do not."""
+    """Layouts of site pairs: found where the values agree, remembered for equal shapes where they do not.
+
+    One pair of shapes has one layout, the one that most pairs agree on; equal shapes have none. A fault that reorders a value must not be taken for a layout.
+    """
 
     def __init__(self) -> None:
-        self._by_shape: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[str, Mapping[str, int]]] = {}
+        self._votes: dict[Shapes, Counter[str]] = {}
+        self._sizes: dict[tuple[Shapes, str], Mapping[str, int]] = {}
         self._by_site: dict[str, tuple[str, Mapping[str, int]]] = {}
+
+    def learn(self, r: Tensor | None, p: Tensor | None) -> None:
+        """Let a pair of values vote for the layout of their shapes."""
+        if r is None or p is None or r.shape == p.shape:
+            return
+        found = find_layout(r, p)
+        if found is not None and found[2] <= 0.02:
+            shapes = (tuple(r.shape), tuple(p.shape))
+            self._votes.setdefault(shapes, Counter())[found[0]] += 1
+            self._sizes.setdefault((shapes, found[0]), found[1])
 
     def target(self, ref: Record, port: Record, reference: Trace, other: Trace) -> Target | None:
         """Return how the port's record is brought to the reference's layout; None when it already has it."""
@@ -208,18 +300,28 @@ class Layouts:
         self, site: str, ref_shape: tuple[int, ...], port_shape: tuple[int, ...], r: Tensor | None, p: Tensor | None
     ) -> tuple[str, Mapping[str, int]]:
         """Return (einops pattern, axis sizes); an empty pattern for the same layout or when none fits."""
-        if site in self._by_site:
-            return self._by_site[site]
         shapes = (tuple(ref_shape), tuple(port_shape))
-        answer: tuple[str, Mapping[str, int]] = ("", {})
-        if r is not None and p is not None:
-            found = find_layout(r, p)
-            if found is not None and found[2] <= 0.02:
-                answer = (found[0], found[1])
-                self._by_shape.setdefault(shapes, answer)
-            elif shapes in self._by_shape:
-                answer = self._by_shape[shapes]
-            elif found is not None and (found[2] < 0.5 or shapes[0] != shapes[1]):
-                answer = (found[0], found[1])
-        self._by_site[site] = answer
-        return answer
+        if shapes[0] == shapes[1]:
+            return "", {}
+        if site not in self._by_site:
+            if shapes not in self._votes:
+                self.learn(r, p)
+            self._by_site[site] = self._elected(shapes) or self._nearest(r, p)
+        return self._by_site[site]
+
+    def known(self, ref_shape: tuple[int, ...], port_shape: tuple[int, ...]) -> bool:
+        """Tell whether values have shown the layout of these shapes."""
+        shapes = (tuple(ref_shape), tuple(port_shape))
+        return shapes[0] == shapes[1] or shapes in self._votes
+
+    def _elected(self, shapes: Shapes) -> tuple[str, Mapping[str, int]] | None:
+        votes = self._votes.get(shapes)
+        if not votes:
+            return None
+        pattern = max(votes, key=votes.__getitem__)
+        return pattern, self._sizes[shapes, pattern]
+
+    def _nearest(self, r: Tensor | None, p: Tensor | None) -> tuple[str, Mapping[str, int]]:
+        """No pair of these shapes agrees: take the arrangement with the smallest error."""
+        found = find_layout(r, p) if r is not None and p is not None else None
+        return (found[0], found[1]) if found is not None else ("", {})

@@ -40,6 +40,7 @@ class Rule:
     sizes: Mapping[str, int] = field(default_factory=dict)
     split: Split | None = None
     ignore: str = ""
+    also: tuple[str, ...] = ()  # further reference sites that are this same tensor (the input of each part of a fused projection)
     how: str = "map"  # the evidence, for maps that were inferred
 
 
@@ -114,12 +115,13 @@ class NameMap:
                     Target(found.expand(name), rule.layout, rule.sizes, rule.split.axis, i, rule.split.sizes, len(names))
                     for i, name in enumerate(names)
                 )
-            return (Target(found.expand(rule.reference) if rule.reference else site, rule.layout, rule.sizes),)
+            first = found.expand(rule.reference) if rule.reference else site
+            return tuple(Target(name, rule.layout, rule.sizes) for name in (first, *map(found.expand, rule.also)))
         return (Target(site),)
 
     def evidence(self) -> dict[str, str]:
         """Return reference site -> how it was aligned, for inferred maps (whose references are plain names)."""
-        return {name: rule.how for rule in self.rules for name in (rule.split.into if rule.split else (rule.reference,)) if rule.how != "map"}
+        return {name: rule.how for rule in self.rules for name in (rule.split.into if rule.split else (rule.reference, *rule.also)) if rule.how != "map"}
 
     def ignored_reference(self, site: str) -> str | None:
         """Return the stated reason why a reference site has no counterpart, or None."""

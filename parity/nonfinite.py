@@ -76,8 +76,10 @@ class _Watch(TorchDispatchMode):
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point() and not t.is_meta]
         if name.endswith("_") and inputs:
             inputs = inputs[1:]  # the changed tensor itself
-        if any(not bool(torch.isfinite(t).all()) for t in inputs):
+        if any(bool(torch.isnan(t).any()) for t in inputs):
             return
+        if not bool(torch.isnan(bad).any()) and any(not bool(torch.isfinite(t).all()) for t in inputs):
+            return  # an infinity that was there before; a NaN made from one (a row that is masked entirely) is new
         where = source_line()
         source, code = where if where is not None else ("?", "")
         first = int(torch.argmin(torch.isfinite(bad).flatten().to(torch.uint8)))
@@ -98,7 +100,7 @@ class _Watch(TorchDispatchMode):
 def find_nonfinite(model: Any, inputs: Any) -> NonFinite | None:
     """Run `model` (a module or a callable) once and return the first operation that made a non-finite value from finite inputs.
 
-    A value that is masked again later is found too. None when every value stayed finite.
+    A NaN made from infinities counts too (a mask's row without a free place), and a value that is masked again later. None when every value stayed finite.
 
     >>> parity.find_nonfinite(model.half(), (x.half(),))
     """

@@ -20,7 +20,24 @@ from parity.drilldown import describe_values, read_scalars, source_line, tensors
 from parity.errors import CaseError
 
 # Operations whose output is meant to be uninitialised or infinite.
-_EXCUSED = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "resize_", "full", "full_like", "scalar_tensor", "lift_fresh", "masked_fill", "where", "fill_", "masked_fill_"})
+_EXCUSED = frozenset(
+    {
+        "empty",
+        "empty_like",
+        "new_empty",
+        "empty_strided",
+        "new_empty_strided",
+        "resize_",
+        "full",
+        "full_like",
+        "scalar_tensor",
+        "lift_fresh",
+        "masked_fill",
+        "where",
+        "fill_",
+        "masked_fill_",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,14 @@ class _Watch(TorchDispatchMode):
 
     def _look(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         name = func._schema.name.partition("::")[2]
-        bad = next((t for t in tensors_in(result) if t.is_floating_point() and not t.is_meta and not bool(torch.isfinite(t).all())), None)
+        bad = next(
+            (
+                t
+                for t in tensors_in(result)
+                if t.is_floating_point() and not t.is_meta and not bool(torch.isfinite(t).all())
+            ),
+            None,
+        )
         if bad is None or name in _EXCUSED:
             return
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point() and not t.is_meta]
@@ -108,7 +132,9 @@ def find_nonfinite(model: Any, inputs: Any) -> NonFinite | None:
     watch = _Watch()
     with ExitStack() as stack, torch.no_grad():
         for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
-            stack.callback(module.register_forward_pre_hook(lambda m, a, p=path: watch.modules.append(p or "model")).remove)
+            stack.callback(
+                module.register_forward_pre_hook(lambda m, a, p=path: watch.modules.append(p or "model")).remove
+            )
             stack.callback(module.register_forward_hook(lambda m, a, r: _pop(watch.modules), always_call=True).remove)
         with watch:
             try:
@@ -143,5 +169,3 @@ def nonfinite_command(target: str, cases: Sequence[Path] | None) -> NonFinite | 
     setting = Setting(dtype=case.dtypes[0])
     model, given = side.build(setting), case.inputs(setting)
     return find_nonfinite(lambda: side.run(model, given), ())
-
-

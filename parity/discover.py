@@ -21,7 +21,7 @@ def find_project(start: Path | None = None) -> Path:
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         file = folder / "pyproject.toml"
-        if file.is_file() and "parity" in _read_toml(file).get("tool", {}):
+        if file.is_file() and "parity" in _tools(file):
             return folder
     return start
 
@@ -33,7 +33,9 @@ def find_systems(project: Path | None = None, paths: list[Path] | None = None) -
     found: dict[str, System] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise CaseError(f"cases folder {folder} does not exist (see [tool.parity] cases in {root / 'pyproject.toml'})")
+            raise CaseError(
+                f"cases folder {folder} does not exist (see [tool.parity] cases in {root / 'pyproject.toml'})"
+            )
         files = [folder / "case.py"] if (folder / "case.py").is_file() else sorted(folder.glob("*/case.py"))
         for file in files:
             system = load_system(file, root)
@@ -55,7 +57,9 @@ def load_system(file: Path, root: Path) -> System:
     except CaseError:
         raise
     except Exception as error:
-        raise CaseError(f"cannot load {file}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+        raise CaseError(
+            f"cannot load {file}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
     if Path(str(module.__file__)).resolve() != file:
         raise CaseError(f"cannot load {file}: another module is already imported as {name} ({module.__file__})")
     system = getattr(module, "SYSTEM", None)
@@ -79,16 +83,24 @@ def choose_cases(systems: dict[str, System], names: list[str]) -> list[Case]:
 def get_system(systems: dict[str, System], name: str) -> System:
     """Return a system by name, or raise CaseError with the names there are."""
     if name not in systems:
-        raise CaseError(f"unknown system or case '{name}'; there are: {', '.join(sorted(systems)) or 'none'} (see parity list)")
+        raise CaseError(
+            f"unknown system or case '{name}'; there are: {', '.join(sorted(systems)) or 'none'} (see parity list)"
+        )
     return systems[name]
 
 
 def _configured(root: Path) -> list[str]:
     file = root / "pyproject.toml"
-    value = _read_toml(file).get("tool", {}).get("parity", {}).get("cases", []) if file.is_file() else []
+    table = _tools(file).get("parity", {}) if file.is_file() else {}
+    value = table.get("cases", []) if isinstance(table, dict) else None
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise CaseError(f"{file}: [tool.parity] cases must be a list of folders")
     return value
+
+
+def _tools(file: Path) -> dict[str, Any]:
+    tools = _read_toml(file).get("tool", {})
+    return tools if isinstance(tools, dict) else {}
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from parity.case import Golden, GoldenEntry, GoldenRun, System, Tolerance
-from parity.judge import relative_l2
 from parity.discover import get_system
 from parity.errors import ParityError, SideError, TraceError
+from parity.judge import relative_l2
 from parity.store import open_safetensors
 
 
@@ -49,7 +49,7 @@ class GoldenReport:
     def worst(self) -> GoldenCheck | None:
         """The failing value with the largest error; without failures, the largest relative error."""
         pool = [c for c in self.checks if not c.ok] or list(self.checks)
-        return max(pool, key=lambda c: (c.relative if c.relative == c.relative else float("inf")), default=None)
+        return max(pool, key=lambda c: c.relative if c.relative == c.relative else float("inf"), default=None)
 
 
 def read_golden(path: Path) -> Golden:
@@ -90,10 +90,12 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
             run = entry.run(golden)
     except ParityError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise TraceError(f"{path}: config, weights or inputs do not fit: {_first_line(error)}") from error
     except Exception as error:
-        raise SideError(f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_first_line(error)}") from error
+        if isinstance(error, (ValueError, KeyError, TypeError)) or "loading state_dict" in str(error):
+            raise TraceError(f"{path}: config, weights or inputs do not fit: {_one_line(error)}") from error
+        raise SideError(
+            f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_one_line(error)}"
+        ) from error
     return _compare(path, golden, entry, run, side)
 
 
@@ -127,10 +129,18 @@ def _check(name: str, expected: Tensor, got: Tensor, tolerance: Tolerance) -> Go
         return GoldenCheck(name, float("inf"), float("inf"), False, detail)
     exact = tolerance.exact or not (expected.is_floating_point() or expected.is_complex())
     if expected.is_floating_point() != got.is_floating_point():
-        return GoldenCheck(name, float("inf"), float("inf"), False, f"{expected.dtype} in the file, {got.dtype} computed")
+        return GoldenCheck(
+            name, float("inf"), float("inf"), False, f"{expected.dtype} in the file, {got.dtype} computed"
+        )
     if exact:
         share = float((~_same(expected, got)).double().mean()) if expected.numel() else 0.0
-        return GoldenCheck(name, share, share, share == 0, "" if share == 0 else f"{share:.2%} of the elements differ, expected exactly equal")
+        return GoldenCheck(
+            name,
+            share,
+            share,
+            share == 0,
+            "" if share == 0 else f"{share:.2%} of the elements differ, expected exactly equal",
+        )
     if not bool((torch.isfinite(expected) == torch.isfinite(got)).all()):
         return GoldenCheck(name, float("inf"), float("inf"), False, "non-finite values at other places")
     finite = torch.isfinite(expected)
@@ -144,7 +154,6 @@ def _same(left: Tensor, right: Tensor) -> Tensor:
     return (left == right) | (left != left) & (right != right)
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"no entry {error}"
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+def _one_line(error: Exception) -> str:
+    """Return the whole message on one line: a strict load names its keys below the first one."""
+    return " ".join(str(error).split())[:300] or "no message"

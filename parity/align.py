@@ -56,7 +56,12 @@ class Alignment:
 
 
 def align(
-    reference: Trace, port: Trace, names: NameMap | None = None, allowed: Mapping[str, str] | None = None, *, by_value: bool = False
+    reference: Trace,
+    port: Trace,
+    names: NameMap | None = None,
+    allowed: Mapping[str, str] | None = None,
+    *,
+    by_value: bool = False,
 ) -> Alignment:
     """Pair the records of two traces.
 
@@ -109,7 +114,10 @@ def _finish(
     named = [p for p in pairs if p.how in ("name", "map")]
     ref_sites = {p.reference.site for p in named}
     port_sites = {p.port.site for p in named}
-    missing, alone_ref, alone_port, extra = [], [], [], []
+    missing: list[Record] = []
+    alone_ref: list[Record] = []
+    alone_port: list[Record] = []
+    extra: list[tuple[Record, int]] = []
     for record in reference:
         if record.key not in paired:
             (missing if record.site in ref_sites else alone_ref).append(record)

@@ -25,7 +25,7 @@ from parity.judge import judge, measure
 from parity.locate import first_divergence, owner
 from parity.names import NameMap, load_names, parse_names
 from parity.nonfinite import find_nonfinite
-from parity.result import Coverage, Culprit, Divergence, Result, Row
+from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 from parity.trace import Trace
 from parity.upcast import upcast_in_place
 
@@ -124,8 +124,10 @@ def compare(
     coverage = cover(alignment, reference, port, rows)
     first = first_divergence(divergences)
     complete = reference.manifest.complete and port.manifest.complete
-    culprit = Culprit(owner(first, reference) or first.site, site=first.site, coords=dict(first.coords)) if first else None
-    causes = ()
+    culprit = (
+        Culprit(owner(first, reference) or first.site, site=first.site, coords=dict(first.coords)) if first else None
+    )
+    causes: tuple[Cause, ...] = ()
     if first is not None:
         evidence = _trace_evidence(first, alignment, reference, port)
         causes = _diagnose(evidence) if evidence is not None else ()
@@ -163,7 +165,9 @@ def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") 
         detail="" if same else f"shape {list(reference.shape)} (reference), {list(port.shape)} (port)",
         index=index, reference_value=left, port_value=right, shape=tuple(reference.shape), locality=tuple(describe(evidence)),
     )  # fmt: skip
-    return Result("diverged", first, None, _diagnose(evidence), Coverage(1, 1, 1), divergences=(first,), case="diagnose")
+    return Result(
+        "diverged", first, None, _diagnose(evidence), Coverage(1, 1, 1), divergences=(first,), case="diagnose"
+    )
 
 
 def load_tensor(text: str) -> Tensor:
@@ -206,7 +210,9 @@ def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | 
     def run(current: nn.Module, given: Any) -> Any:
         # The inputs belong to the side, not to the case: cloned, so that a model that writes into them harms nobody.
         own_args, own_kwargs = _copy_tensors((args, kwargs))
-        if next((p.dtype for p in current.parameters()), None) is torch.float64 or getattr(current, "_parity_upcast", False):
+        if next((p.dtype for p in current.parameters()), None) is torch.float64 or getattr(
+            current, "_parity_upcast", False
+        ):
             own_args, own_kwargs = upcast_in_place((own_args, own_kwargs))
         return function(current, *own_args, **own_kwargs) if function is not None else current(*own_args, **own_kwargs)
 
@@ -256,7 +262,9 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str,
         reference, port = (run_side(case, which, setting) for which in ("reference", "port"))
 
     def rerun(names: NameMap) -> Trace:
-        return run_side(replace(case, names=names), "port", setting, upcast=upcast, override=grafting(reference.trace)).trace
+        return run_side(
+            replace(case, names=names), "port", setting, upcast=upcast, override=grafting(reference.trace)
+        ).trace
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
     names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun)
@@ -295,7 +303,9 @@ def _environment(reference: Trace, port: Trace) -> dict[str, Any]:
 def _order_notes(reference: Trace, port: Trace) -> tuple[str, ...]:
     notes = []
     if reference.manifest.order_assumed:
-        notes.append("the reference trace has no 'order' entry: natural order of its keys was assumed, so 'first' means first in that order")
+        notes.append(
+            "the reference trace has no 'order' entry: natural order of its keys was assumed, so 'first' means first in that order"
+        )
     for side, trace in (("reference", reference), ("port", port)):
         if not trace.manifest.complete:
             notes.append(f"the {side} trace is incomplete: its run was cut off after {len(trace)} records")
@@ -306,4 +316,6 @@ def _unmeasured_notes(rows: Sequence[Row]) -> tuple[str, ...]:
     unknown = [row.key for row in rows if row.error != row.error and not row.diverged]
     if not unknown:
         return ()
-    return (f"{len(unknown)} records could not be measured (sketches without tensors, in another layout), the first is {unknown[0]}",)
+    return (
+        f"{len(unknown)} records could not be measured (sketches without tensors, in another layout), the first is {unknown[0]}",
+    )

@@ -58,7 +58,10 @@ def bench_command(device: str, repeats: int, as_json: Path | None, out: Console)
         table.add_row(name, f"{row['seconds']:.4f}", f"{row['ratio']:.2f}")
     out.print(table)
     if as_json is not None:
-        write_text(as_json, json.dumps({"device": device, "environment": describe_environment(), "rows": rows}, indent=1) + "\n")
+        write_text(
+            as_json,
+            json.dumps({"device": device, "environment": describe_environment(), "rows": rows}, indent=1) + "\n",
+        )
     return 0
 
 
@@ -77,7 +80,10 @@ def run_bench(device: str, repeats: int) -> dict[str, dict[str, float]]:
                 times[name].append(_timed(work, device))
     plain = times["plain"]
     return {
-        name: {"seconds": statistics.median(t), "ratio": statistics.median(a / b for a, b in zip(t, plain, strict=True))}
+        name: {
+            "seconds": statistics.median(t),
+            "ratio": statistics.median(a / b for a, b in zip(t, plain, strict=True)),
+        }
         for name, t in times.items()
     }
 
@@ -95,7 +101,11 @@ def _ways(model: nn.Module, x: Tensor, folder: Path) -> dict[str, Callable[[], o
         return recorder
 
     def written() -> None:
-        with torch.no_grad(), TraceWriter(folder / "trace", Manifest()) as writer, Recorder([probe], keep=False, sink=writer):
+        with (
+            torch.no_grad(),
+            TraceWriter(folder / "trace", Manifest()) as writer,
+            Recorder([probe], keep=False, sink=writer),
+        ):
             model(x)
 
     left, right = captured(True, False).trace, captured(True, False).trace

@@ -80,7 +80,11 @@ def excuse_permutations(
         for row in bad:
             pair = pairs[row.key]
             r, p = reference.tensor(row.key), pair.port_tensor(port)
-            if r is None or p is None or (pair.reference.role != "state" and not _consumer_agrees(row, pair.reference.module, outputs)):
+            if (
+                r is None
+                or p is None
+                or (pair.reference.role != "state" and not _consumer_agrees(row, pair.reference.module, outputs))
+            ):
                 found = None
                 break
             here = find_permutation(r, p, max(row.floor, 1e-6))
@@ -92,8 +96,13 @@ def excuse_permutations(
             excused[site] = found
     if not any(pairs[by_site[s][0].key].reference.role != "state" for s in excused):
         excused = {}  # a cache alone in another order is not excused: its keys must be permuted where they are made
-    new = [replace(r, diverged=False, how="permuted", error=0.0) if r.diverged and r.site in excused else r for r in rows]
-    notes = [f"{site}: the same values in another order along axis {perm.axis} (benign: the module's output agrees)" for site, perm in excused.items()]
+    new = [
+        replace(r, diverged=False, how="permuted", error=0.0) if r.diverged and r.site in excused else r for r in rows
+    ]
+    notes = [
+        f"{site}: the same values in another order along axis {perm.axis} (benign: the module's output agrees)"
+        for site, perm in excused.items()
+    ]
     return new, {site: perm.apply for site, perm in excused.items()}, notes
 
 
@@ -141,4 +150,9 @@ def is_roundoff(row: Row) -> bool:
     A reference that forms an angle in float64 has almost no error of its own there; a right port that forms it in float32 has |angle| units of it.
     No cast to a half precision is so small, and no wrong formula is equal in float64.
     """
-    return row.diverged and row.dtype == ("float32", "float32") and row.error <= ROUNDOFF and row.isolated <= SAME_IN_DOUBLE
+    return (
+        row.diverged
+        and row.dtype == ("float32", "float32")
+        and row.error <= ROUNDOFF
+        and row.isolated <= SAME_IN_DOUBLE
+    )

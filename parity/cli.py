@@ -29,9 +29,20 @@ app.add_typer(golden_app, name="golden")
 _OUT = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 _ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
-CasesOption = Annotated[list[Path] | None, typer.Option("--cases", help="Cases folder(s) instead of [tool.parity] cases of pyproject.toml.")]
+CasesOption = Annotated[
+    list[Path] | None, typer.Option("--cases", help="Cases folder(s) instead of [tool.parity] cases of pyproject.toml.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
-DTYPES = {"fp32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16", "fp64": "float64", "float64": "float64"}
+DTYPES = {
+    "fp32": "float32",
+    "float32": "float32",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "fp16": "float16",
+    "float16": "float16",
+    "fp64": "float64",
+    "float64": "float64",
+}
 
 
 def main() -> None:
@@ -58,7 +69,9 @@ def main() -> None:
 
 
 @app.command("list")
-def list_(cases: CasesOption = None, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> int:
+def list_(
+    cases: CasesOption = None, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
+) -> int:
     """List systems, their cases, faults and variations."""
     from parity.discover import find_systems
 
@@ -78,20 +91,36 @@ def list_(cases: CasesOption = None, as_json: Annotated[bool, typer.Option("--js
         for entry in system.goldens:
             _OUT.print(f"  golden entry {entry.name} ({', '.join(entry.sides)})", markup=False)
     if not systems:
-        _OUT.print("no cases found: add [tool.parity] cases = [\"folder\"] to pyproject.toml, or give --cases FOLDER", markup=False)
+        _OUT.print(
+            'no cases found: add [tool.parity] cases = ["folder"] to pyproject.toml, or give --cases FOLDER',
+            markup=False,
+        )
     return 0
 
 
 @app.command()
 def run(
-    names: Annotated[list[str] | None, typer.Argument(metavar="CASE...", help="system or system/case; everything when left out.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="CASE...", help="system or system/case; everything when left out.")
+    ] = None,
     fault: Annotated[str | None, typer.Option("--fault", help="Switch a fault of the port on.")] = None,
-    variation: Annotated[str | None, typer.Option("--variation", help="Apply a change that a right port may make.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Deployed dtype: fp32, bf16, fp16 (default: the case's).")] = None,
+    variation: Annotated[
+        str | None, typer.Option("--variation", help="Apply a change that a right port may make.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Deployed dtype: fp32, bf16, fp16 (default: the case's).")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights and latents.")] = 0,
-    isolate: Annotated[bool, typer.Option("--isolate/--no-isolate", help="Also compare every site alone, in float64 on the reference's values.")] = True,
-    weights: Annotated[Path | None, typer.Option("--weights", help="Run on a real checkpoint instead of tiny random weights.")] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate/--no-isolate", help="Also compare every site alone, in float64 on the reference's values."
+        ),
+    ] = True,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Run on a real checkpoint instead of tiny random weights.")
+    ] = None,
     as_json: JsonOption = None,
     html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML reports.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
@@ -131,11 +160,20 @@ def run(
 
 @app.command()
 def capture(
-    target: Annotated[str, typer.Argument(help="A script.py, or package.module:callable that is called without arguments.")],
+    target: Annotated[
+        str, typer.Argument(help="A script.py, or package.module:callable that is called without arguments.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the trace.")] = Path("trace"),
-    modules: Annotated[str, typer.Option("--modules", help="Regular expression for the module paths to record.")] = ".*",
-    model: Annotated[str, typer.Option("--model", help="Only modules of this class count as a root (default: the first module called).")] = "",
-    full: Annotated[bool, typer.Option("--full/--sketch", help="Keep full tensors (default: statistics, hash and sketch).")] = False,
+    modules: Annotated[
+        str, typer.Option("--modules", help="Regular expression for the module paths to record.")
+    ] = ".*",
+    model: Annotated[
+        str,
+        typer.Option("--model", help="Only modules of this class count as a root (default: the first module called)."),
+    ] = "",
+    full: Annotated[
+        bool, typer.Option("--full/--sketch", help="Keep full tensors (default: statistics, hash and sketch).")
+    ] = False,
     names: Annotated[Path | None, typer.Option("--map", help="Name map applied while recording.")] = None,
     args: Annotated[list[str] | None, typer.Argument(help="Arguments of the script.")] = None,
 ) -> int:
@@ -151,10 +189,19 @@ def capture(
 def compare(
     reference: Annotated[Path, typer.Argument(help="Trace of the reference: a folder or a .safetensors file.")],
     port: Annotated[Path, typer.Argument(help="Trace of the port.")],
-    names: Annotated[Path | None, typer.Option("--map", help="YAML name map: rules {port: REGEX, reference: TEMPLATE, layout: PATTERN}.")] = None,
-    rtol: Annotated[float | None, typer.Option("--rtol", help="Relative L2 tolerance for every record (default: by dtype).")] = None,
-    atol: Annotated[float, typer.Option("--atol", help="Largest absolute difference that is never a divergence.")] = 0.0,
-    allow: Annotated[float, typer.Option("--allow-unaligned", help="Share of reference sites that may stay without a partner.")] = 0.5,
+    names: Annotated[
+        Path | None,
+        typer.Option("--map", help="YAML name map: rules {port: REGEX, reference: TEMPLATE, layout: PATTERN}."),
+    ] = None,
+    rtol: Annotated[
+        float | None, typer.Option("--rtol", help="Relative L2 tolerance for every record (default: by dtype).")
+    ] = None,
+    atol: Annotated[
+        float, typer.Option("--atol", help="Largest absolute difference that is never a divergence.")
+    ] = 0.0,
+    allow: Annotated[
+        float, typer.Option("--allow-unaligned", help="Share of reference sites that may stay without a partner.")
+    ] = 0.5,
     by_value: Annotated[bool, typer.Option("--by-value/--by-name", help="Match what names do not by values.")] = True,
     as_json: JsonOption = None,
     html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML report.")] = None,
@@ -191,7 +238,9 @@ def golden_verify(
     files: Annotated[list[Path], typer.Argument(help="Golden .safetensors files.")],
     cases: CasesOption = None,
     as_json: JsonOption = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also list what was omitted and every failing value.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also list what was omitted and every failing value.")
+    ] = False,
 ) -> int:
     """Build the implementation from each golden's config, load its weights strictly, run, compare everything the file holds."""
     from parity.discover import find_systems
@@ -223,7 +272,9 @@ def golden_verify(
 def diagnose(
     reference: Annotated[str, typer.Argument(help="Tensor file of the reference: FILE.safetensors[:KEY] or FILE.npy.")],
     port: Annotated[str, typer.Argument(help="Tensor file of the port.")],
-    kind: Annotated[str, typer.Option("--kind", help="What it is: activation, rope, kv, mask, schedule, latent, frame, weight.")] = "activation",
+    kind: Annotated[
+        str, typer.Option("--kind", help="What it is: activation, rope, kv, mask, schedule, latent, frame, weight.")
+    ] = "activation",
     as_json: JsonOption = None,
 ) -> int:
     """Test the hypotheses on two saved tensors."""
@@ -239,7 +290,12 @@ def diagnose(
 
 @app.command()
 def nonfinite(
-    target: Annotated[str, typer.Argument(help="package.module:callable that returns (model, inputs), or system[/case][:port|:reference].")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:callable that returns (model, inputs), or system[/case][:port|:reference]."
+        ),
+    ],
     cases: CasesOption = None,
     as_json: JsonOption = None,
 ) -> int:
@@ -251,7 +307,9 @@ def nonfinite(
     if as_json:
         from parity.files import write_text
 
-        write_text(as_json, json.dumps(found.to_json() if found else {"verdict": "match", "first": None}, indent=1) + "\n")
+        write_text(
+            as_json, json.dumps(found.to_json() if found else {"verdict": "match", "first": None}, indent=1) + "\n"
+        )
     return 0 if found is None else 1
 
 
@@ -336,7 +394,14 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
 
 
 def _jobs(
-    systems: Any, names: list[str], fault: str | None, variation: str | None, dtype: str | None, device: str, seed: int, weights: Path | None
+    systems: Any,
+    names: list[str],
+    fault: str | None,
+    variation: str | None,
+    dtype: str | None,
+    device: str,
+    seed: int,
+    weights: Path | None,
 ) -> list[Any]:
     """Turn the arguments of `run` into jobs."""
     import torch
@@ -363,15 +428,18 @@ def _jobs(
         return [Job(case, setting(case)) for case in system.from_weights(weights)]
     if fault is None and variation is None:
         return [Job(case, setting(case)) for case in choose_cases(systems, names)]
-    if fault is not None and variation is not None or len(names) != 1:
+    if (fault is not None and variation is not None) or len(names) != 1:
         raise CaseError("--fault and --variation need exactly one system, as in: parity run waypoint --fault NAME")
     system = get_system(systems, names[0].partition("/")[0])
-    kind, pool, name = ("fault", system.faults, fault) if fault is not None else ("variation", system.variations, variation)
+    kind, pool, name = (
+        ("fault", system.faults, fault) if fault is not None else ("variation", system.variations, variation)
+    )
     chosen = next((item for item in pool if item.name == name), None)
     if chosen is None:
         raise CaseError(f"system {system.name} has no {kind} '{name}'; see parity list")
     case = system.case(names[0].partition("/")[2] or chosen.case)
-    return [Job(case, setting(case, chosen.dtype), **{kind: chosen})]
+    job: dict[str, Any] = {kind: chosen}
+    return [Job(case, setting(case, chosen.dtype), **job)]
 
 
 def _write_results(results: list[Any], path: Path | None) -> None:
@@ -412,7 +480,9 @@ def _print_golden_details(report: Any) -> None:
     for name in report.missing[:20]:
         _OUT.print(f"       not produced: {name}", markup=False)
     for check in [c for c in report.checks if not c.ok][:20]:
-        _OUT.print(f"       {check.name}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}", markup=False)
+        _OUT.print(
+            f"       {check.name}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}", markup=False
+        )
     for reason in dict.fromkeys(report.omitted.values()):
         count = sum(r == reason for r in report.omitted.values())
         _OUT.print(f"       omitted: {count} values ({reason})", markup=False)

@@ -31,12 +31,25 @@ def examine() -> list[Finding]:
 
 def _python() -> list[Finding]:
     good = sys.version_info >= (3, 11)
-    return [Finding("ok" if good else "FAIL", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    return [
+        Finding(
+            "ok" if good else "FAIL",
+            "python",
+            f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        )
+    ]
 
 
 def _packages() -> list[Finding]:
     found = []
-    for name, needed in (("torch", True), ("numpy", True), ("safetensors", True), ("einops", True), ("scikit-image", True), ("matplotlib", True)):
+    for name, needed in (
+        ("torch", True),
+        ("numpy", True),
+        ("safetensors", True),
+        ("einops", True),
+        ("scikit-image", True),
+        ("matplotlib", True),
+    ):
         found.append(_version(name, "FAIL" if needed else "note"))
     return found + [_version(name, "note") for name in ("transformers", "diffusers", "av", "opencv-python-headless")]
 
@@ -61,13 +74,33 @@ def _devices() -> list[Finding]:
 def _switches() -> list[Finding]:
     precision = torch.get_float32_matmul_precision()
     tf32 = torch.backends.cudnn.allow_tf32
-    backends = [n for n, on in (("flash", torch.backends.cuda.flash_sdp_enabled()), ("efficient", torch.backends.cuda.mem_efficient_sdp_enabled()), ("math", torch.backends.cuda.math_sdp_enabled())) if on]
+    backends = [
+        n
+        for n, on in (
+            ("flash", torch.backends.cuda.flash_sdp_enabled()),
+            ("efficient", torch.backends.cuda.mem_efficient_sdp_enabled()),
+            ("math", torch.backends.cuda.math_sdp_enabled()),
+        )
+        if on
+    ]
     return [
-        Finding("ok" if precision == "highest" else "warn", "float32 matmul precision", f"{precision} (highest compares best; torch.set_float32_matmul_precision)"),
-        Finding("note" if tf32 else "ok", "TF32 convolutions on CUDA", "on: relative differences of 3e-4 are honest" if tf32 else "off"),
+        Finding(
+            "ok" if precision == "highest" else "warn",
+            "float32 matmul precision",
+            f"{precision} (highest compares best; torch.set_float32_matmul_precision)",
+        ),
+        Finding(
+            "note" if tf32 else "ok",
+            "TF32 convolutions on CUDA",
+            "on: relative differences of 3e-4 are honest" if tf32 else "off",
+        ),
         Finding("ok", "attention backends", ", ".join(backends)),
         Finding("note", "deterministic algorithms", "on" if torch.are_deterministic_algorithms_enabled() else "off"),
-        Finding("ok" if torch.get_default_dtype() is torch.float32 else "warn", "default dtype", str(torch.get_default_dtype()).removeprefix("torch.")),
+        Finding(
+            "ok" if torch.get_default_dtype() is torch.float32 else "warn",
+            "default dtype",
+            str(torch.get_default_dtype()).removeprefix("torch."),
+        ),
     ]
 
 

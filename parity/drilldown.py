@@ -44,8 +44,35 @@ _RENAME = {
     "_scaled_dot_product_cudnn_attention": "scaled_dot_product_attention",
 }
 _MOVES = frozenset(
-    "view _unsafe_view reshape transpose t permute expand slice select unsqueeze squeeze clone detach alias _to_copy contiguous "
-    "split split_with_sizes chunk unbind as_strided empty empty_like new_empty lift_fresh view_as_real view_as_complex".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "transpose",
+        "t",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "clone",
+        "detach",
+        "alias",
+        "_to_copy",
+        "contiguous",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "as_strided",
+        "empty",
+        "empty_like",
+        "new_empty",
+        "lift_fresh",
+        "view_as_real",
+        "view_as_complex",
+    ]
 )
 
 
@@ -64,7 +91,9 @@ class OpLog(TorchDispatchMode):
         self.windows: dict[str, tuple[Step, ...]] = {}
         self._starts = dict(starts)
         self._steps: list[Step] = []
-        self._open: dict[str, int] = {key: 0 for key, start in starts.items() if start is None}  # wanted record -> first step
+        self._open: dict[str, int] = {
+            key: 0 for key, start in starts.items() if start is None
+        }  # wanted record -> first step
         self._makers: dict[int, int] = {}  # id of a live tensor -> the step that made it
         self._alive: list[Tensor] = []
 
@@ -91,7 +120,13 @@ class OpLog(TorchDispatchMode):
         result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
         made = tensors_in(result)
-        op = Op(_RENAME.get(name, name).rstrip("_"), inputs, tuple(map(_keep, made)), read_scalars(func, args, kwargs), *source)
+        op = Op(
+            _RENAME.get(name, name).rstrip("_"),
+            inputs,
+            tuple(map(_keep, made)),
+            read_scalars(func, args, kwargs),
+            *source,
+        )
         for t in made:
             self._makers[id(t)] = len(self._steps)
             self._alive.append(t)
@@ -109,7 +144,9 @@ class Step:
 
 def _cut(steps: Sequence[Step], start: int) -> tuple[Step, ...]:
     """Return the steps from `start` on, with makers counted from there."""
-    return tuple(Step(s.op, tuple(m - start if m is not None and m >= start else None for m in s.makers)) for s in steps[start:])
+    return tuple(
+        Step(s.op, tuple(m - start if m is not None and m >= start else None for m in s.makers)) for s in steps[start:]
+    )
 
 
 @dataclass(frozen=True)
@@ -146,7 +183,15 @@ def describe_values(name: str, inputs: Sequence[Tensor], scalars: Mapping[str, A
 
 def compact(value: Tensor) -> str:
     """Return a tensor as `f32[2,3]`."""
-    names = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16", "int64": "i64", "int32": "i32", "bool": "bool"}
+    names = {
+        "float32": "f32",
+        "float64": "f64",
+        "bfloat16": "bf16",
+        "float16": "f16",
+        "int64": "i64",
+        "int32": "i32",
+        "bool": "bool",
+    }
     dtype = str(value.dtype).removeprefix("torch.")
     return f"{names.get(dtype, dtype)}[{','.join(map(str, value.shape))}]"
 
@@ -206,7 +251,9 @@ def _moments(value: Tensor) -> tuple[float, ...]:
 
 
 def _near(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return abs(a[0] - b[0]) <= _CLOSE * max(a[0], b[0]) and all(abs(x - y) <= _CLOSE * max(1.0, abs(x)) for x, y in zip(a[1:], b[1:], strict=True))
+    return abs(a[0] - b[0]) <= _CLOSE * max(a[0], b[0]) and all(
+        abs(x - y) <= _CLOSE * max(1.0, abs(x)) for x, y in zip(a[1:], b[1:], strict=True)
+    )
 
 
 def _keep(value: Tensor) -> Tensor:

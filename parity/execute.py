@@ -23,6 +23,7 @@ from parity.seeding import normal
 from parity.trace import Manifest, Record, Trace
 from parity.upcast import keep_double, upcast_in_place
 
+
 @dataclass(frozen=True)
 class SideRun:
     """What one run left: its trace, and the model it ran."""

@@ -106,7 +106,8 @@ def _look(
         found[which] = (log, side)
     (ref_log, ref), (port_log, port) = found["reference"], found["port"]
     return {
-        key: Window(ref_log.windows.get(key, ()), port_log.windows.get(key, ()), ref.model, port.model, port.trace) for key in keys
+        key: Window(ref_log.windows.get(key, ()), port_log.windows.get(key, ()), ref.model, port.model, port.trace)
+        for key in keys
     }
 
 
@@ -134,7 +135,11 @@ def _with_operation(culprit: Culprit, divergence: Divergence, window: Window) ->
     return replace(
         culprit,
         operation=describe_op(shown) if shown else None,
-        source=_relative(shown.source) if shown else _relative(departure.reference.source) if departure.reference else None,
+        source=_relative(shown.source)
+        if shown
+        else _relative(departure.reference.source)
+        if departure.reference
+        else None,
         code=shown.code if shown else None,
         detail=detail,
     )
@@ -172,7 +177,11 @@ def gather(
         ref_ops=tuple(s.op for s in window.ref_steps),
         port_ops=tuple(s.op for s in window.port_steps),
         earlier={
-            rec.key: t for rec in reference if rec.site == divergence.site and rec.order < divergence.order and (t := reference.tensor(rec.key)) is not None
+            rec.key: t
+            for rec in reference
+            if rec.site == divergence.site
+            and rec.order < divergence.order
+            and (t := reference.tensor(rec.key)) is not None
         },
         table=[(row.site, row.coords, row.error, row.floor) for row in rows if row.site == divergence.site],
     )
@@ -194,9 +203,11 @@ def _isolated_shows(divergence: Divergence, runs: Runs) -> bool:
 
 def _surroundings(record: Record, trace: Trace, most: int = 24) -> list[str]:
     """Return the keys of earlier records of the same module call: its inputs and what was seen inside it, in order."""
-    found = []
+    found: list[str] = []
     for other in trace.records[: record.order][::-1]:
-        if other.coords != record.coords and dict(other.coords) != {k: v for k, v in record.coords.items() if k != "call"}:
+        if other.coords != record.coords and dict(other.coords) != {
+            k: v for k, v in record.coords.items() if k != "call"
+        }:
             if len(found) >= 2:
                 break
             continue
@@ -227,7 +238,9 @@ def _locate_module(roots: Mapping[str, nn.Module], path: str) -> nn.Module | Non
     return None
 
 
-def _both_modules(case: Case, window: Window, record: Record | None, port_record: Record | None) -> tuple[nn.Module | None, nn.Module | None]:
+def _both_modules(
+    case: Case, window: Window, record: Record | None, port_record: Record | None
+) -> tuple[nn.Module | None, nn.Module | None]:
     if window.ref_model is None or record is None or port_record is None:
         return None, None
     ref = _locate_module(case.reference.modules(window.ref_model), record.module)
@@ -243,7 +256,9 @@ def _parameters(
     return pair_parameters(ref, port) if ref is not None and port is not None else {}
 
 
-def _settings(case: Case, window: Window, record: Record | None, port_record: Record | None) -> dict[str, tuple[Any, Any]]:
+def _settings(
+    case: Case, window: Window, record: Record | None, port_record: Record | None
+) -> dict[str, tuple[Any, Any]]:
     """Return the scalar attributes that both modules have under one name."""
     ref, port = _both_modules(case, window, record, port_record)
     if ref is None or port is None:
@@ -257,7 +272,9 @@ def _scalars(module: nn.Module) -> dict[str, Any]:
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training":
             continue
-        if isinstance(value, (bool, int, float, str)) or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)):
+        if isinstance(value, (bool, int, float, str)) or (
+            isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)
+        ):
             found[name] = value
     return found
 

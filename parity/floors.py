@@ -16,11 +16,20 @@ from parity.align import Pair
 from parity.trace import Record
 
 FACTOR = 4.0  # ANCHORS F2: c = 4..10 gave no false alarm with any of four calibrations
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "complex64": 2.0**-24, "complex128": 2.0**-53}
+UNIT = {
+    "float64": 2.0**-53,
+    "float32": 2.0**-24,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "complex64": 2.0**-24,
+    "complex128": 2.0**-53,
+}
 UNITS = {"float64": 64.0, "float32": 8.0, "float16": 2.0, "bfloat16": 2.0, "complex64": 8.0, "complex128": 64.0}
 FIXED = {"float64": 1e-9, "float32": 2e-5, "float16": 4e-3, "bfloat16": 2e-2, "complex64": 2e-5, "complex128": 1e-9}
 ISOLATION = 2e-6  # one threshold for every model and dtype, once rounding is out of the way (ANCHORS F4)
-ROUNDOFF = 512 * 2.0**-24  # float32 values on float32 arithmetic of another order; a cast to fp16 or TF32 anywhere is larger
+ROUNDOFF = (
+    512 * 2.0**-24
+)  # float32 values on float32 arithmetic of another order; a cast to fp16 or TF32 anywhere is larger
 SAME_IN_DOUBLE = 2.0**-23  # of sites whose formula is the same, on the same inputs in float64; constants may be float32
 FRAME = 2e-3  # pictures are rounded to 256 levels: a quarter of a level rms on mid grey (BUGS.md section 5: +-1 level)
 _COARSE_FLOAT8 = 2.0**-4

@@ -74,11 +74,26 @@ class Runner:
         try:
             result = self.result(item)
         except SideError as error:
-            return Score(self.system.name, item.name, _kind(item), f"failed: {error}", isinstance(item, Fault), seconds=time.perf_counter() - start)
+            return Score(
+                self.system.name,
+                item.name,
+                _kind(item),
+                f"failed: {error}",
+                isinstance(item, Fault),
+                seconds=time.perf_counter() - start,
+            )
         seconds = time.perf_counter() - start
         if isinstance(item, Variation):
             first = result.first.key if result.first else ""
-            return Score(self.system.name, item.name, "variation", result.verdict, result.verdict != "match", found=first, seconds=seconds)
+            return Score(
+                self.system.name,
+                item.name,
+                "variation",
+                result.verdict,
+                result.verdict != "match",
+                found=first,
+                seconds=seconds,
+            )
         return score_fault(self.system.name, item.name, item.expect, result, seconds)
 
 
@@ -111,10 +126,18 @@ def score_fault(system: str, name: str, expect: Expectation, result: Result, sec
     )
 
 
-def run_gauntlet(systems: dict[str, System], names: Sequence[str], only: str = ".*", jobs: int = 1, progress: Progress | None = None, paths: list[Path] | None = None) -> list[Score]:
+def run_gauntlet(
+    systems: dict[str, System],
+    names: Sequence[str],
+    only: str = ".*",
+    jobs: int = 1,
+    progress: Progress | None = None,
+    paths: list[Path] | None = None,
+) -> list[Score]:
     """Score every fault and variation of the named systems (all when empty)."""
     chosen = [get_system(systems, n) for n in names] if names else list(systems.values())
-    todo = [(s.name, i.name, _kind(i)) for s in chosen for i in (*s.faults, *s.variations) if re.fullmatch(only, i.name)]
+    items: list[tuple[System, Fault | Variation]] = [(s, i) for s in chosen for i in [*s.faults, *s.variations]]
+    todo = [(s.name, i.name, _kind(i)) for s, i in items if re.fullmatch(only, i.name)]
     task = progress.add_task("gauntlet", total=len(todo)) if progress else None
     found = []
     for score in _scores(systems, todo, jobs, paths):
@@ -125,7 +148,9 @@ def run_gauntlet(systems: dict[str, System], names: Sequence[str], only: str = "
     return sorted(found, key=lambda s: rank[(s.system, s.name, s.kind)])
 
 
-def _scores(systems: dict[str, System], todo: list[tuple[str, str, str]], jobs: int, paths: list[Path] | None) -> Iterable[Score]:
+def _scores(
+    systems: dict[str, System], todo: list[tuple[str, str, str]], jobs: int, paths: list[Path] | None
+) -> Iterable[Score]:
     if jobs <= 1:
         runners: dict[str, Runner] = {}
         for system, name, kind in todo:
@@ -231,10 +256,29 @@ def gauntlet_command(
 
 def _table(rows: Sequence[Summary]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("system", "faults", "detected", "first site", "module", "top 1", "top 3", "source line", "variations", "false alarms", "seconds"):
+    for name in (
+        "system",
+        "faults",
+        "detected",
+        "first site",
+        "module",
+        "top 1",
+        "top 3",
+        "source line",
+        "variations",
+        "false alarms",
+        "seconds",
+    ):
         table.add_column(name, justify="left" if name == "system" else "right")
     for r in rows:
-        shares = [_share(r.detected, r.faults), _share(r.site, r.faults), _share(r.module, r.faults), _share(r.top1, r.classed), _share(r.top3, r.classed), _share(r.line, r.faults)]
+        shares = [
+            _share(r.detected, r.faults),
+            _share(r.site, r.faults),
+            _share(r.module, r.faults),
+            _share(r.top1, r.classed),
+            _share(r.top3, r.classed),
+            _share(r.line, r.faults),
+        ]
         table.add_row(r.system, str(r.faults), *shares, str(r.variations), str(r.false_alarms), f"{r.seconds:.0f}")
     return table
 
@@ -246,21 +290,51 @@ def _share(part: int, whole: int) -> str:
 def _line(score: Score) -> str:
     if score.kind == "variation":
         return f"  variation {score.name}: {score.verdict} {score.found} ({score.seconds:.1f} s)"
-    marks = "".join(m if ok else "." for m, ok in (("D", score.detected), ("S", score.site), ("M", score.module), ("1", score.top1), ("3", score.top3), ("L", score.line)))
+    marks = "".join(
+        m if ok else "."
+        for m, ok in (
+            ("D", score.detected),
+            ("S", score.site),
+            ("M", score.module),
+            ("1", score.top1),
+            ("3", score.top3),
+            ("L", score.line),
+        )
+    )
     return f"  {marks} {score.name}: {score.verdict} {score.found} | {score.culprit} {score.source} | {'; '.join(score.causes)[:160]} | expected {score.expected} ({score.seconds:.1f} s)"
 
 
 def to_markdown(summaries: Sequence[Summary], scores: Sequence[Score]) -> str:
     """Return the score table and one line a fault, as Markdown."""
-    lines = ["# Gauntlet", "", "Made by `make gauntlet`. Faults are real bugs switched on in a port; variations are changes that a right port may make.", ""]
-    lines += ["| system | faults | detected | first site | module | cause top 1 | cause top 3 | source line | variations | false alarms | seconds |"]
+    lines = [
+        "# Gauntlet",
+        "",
+        "Made by `make gauntlet`. Faults are real bugs switched on in a port; variations are changes that a right port may make.",
+        "",
+    ]
+    lines += [
+        "| system | faults | detected | first site | module | cause top 1 | cause top 3 | source line | variations | false alarms | seconds |"
+    ]
     lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
     for r in summaries:
-        cells = [r.system, r.faults, _share(r.detected, r.faults), _share(r.site, r.faults), _share(r.module, r.faults), _share(r.top1, r.classed)]
+        cells = [
+            r.system,
+            r.faults,
+            _share(r.detected, r.faults),
+            _share(r.site, r.faults),
+            _share(r.module, r.faults),
+            _share(r.top1, r.classed),
+        ]
         cells += [_share(r.top3, r.classed), _share(r.line, r.faults), r.variations, r.false_alarms, f"{r.seconds:.0f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     for system in dict.fromkeys(s.system for s in scores):
-        lines += ["", f"## {system}", "", "| fault | first divergence | top cause | site | cause |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {system}",
+            "",
+            "| fault | first divergence | top cause | site | cause |",
+            "|---|---|---|---|---|",
+        ]
         for s in scores:
             if s.system == system and s.kind == "fault":
                 cause = (s.causes[0] if s.causes else "unexplained").replace("|", "\\|")

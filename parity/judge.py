@@ -25,7 +25,9 @@ def measure(pairs: Iterable[Pair], reference: Trace, port: Trace, floors: Floors
     return [_measure_pair(pair, reference, port, floors, scales) for pair in pairs]
 
 
-def judge(rows: Iterable[Row], alignment: Alignment, reference: Trace, port: Trace, tier: str = "run") -> list[Divergence]:
+def judge(
+    rows: Iterable[Row], alignment: Alignment, reference: Trace, port: Trace, tier: str = "run"
+) -> list[Divergence]:
     """Return the divergences in the reference's order: values over their floors, other shapes, non-finite values, missing and extra calls."""
     by_key = {pair.reference.key: pair for pair in alignment.pairs}
     found = [_divergence(row, by_key[row.key], reference, port, tier) for row in rows if row.diverged]
@@ -83,7 +85,14 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
         return replace(row, error=0.0, bitwise=True)
     if not ref.is_float:
         share = float(_differs(r, p).double().mean())
-        return replace(row, error=share, over=share, max_abs=float((_wide(p) - _wide(r)).abs().max()), bitwise=share == 0, diverged=share > 0)
+        return replace(
+            row,
+            error=share,
+            over=share,
+            max_abs=float((_wide(p) - _wide(r)).abs().max()),
+            bitwise=share == 0,
+            diverged=share > 0,
+        )
     return _measure_floats(row, r, p, _scale_of(ref, scales), floors)
 
 
@@ -146,7 +155,13 @@ def _measure_sketches(row: Row, pair: Pair, r: Tensor | None, p: Tensor | None, 
     if not ref.is_float and ref.digest and got.digest and ref.dtype == got.dtype and p is None:
         error = max(error, UNIT["float64"])  # other bits are other numbers, even where the sums cannot tell
     diverged = counts[0] != counts[1] or error > row.floor
-    return replace(row, error=error, nonfinite=counts, sqnr_db=-20 * math.log10(error) if error > 0 else math.inf, diverged=diverged)
+    return replace(
+        row,
+        error=error,
+        nonfinite=counts,
+        sqnr_db=-20 * math.log10(error) if error > 0 else math.inf,
+        diverged=diverged,
+    )
 
 
 def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str) -> Divergence:
@@ -182,8 +197,14 @@ def _order_free(pair: Pair) -> str:
     a, b = pair.reference.stats, pair.port.stats
     if a is None or b is None or a.count != b.count:
         return "estimated from sketches"
-    close = all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in ((a.min, b.min), (a.max, b.max), (a.sumsq, b.sumsq)))
-    return "the same values in another order (equal statistics, different sketches)" if close else "estimated from sketches"
+    close = all(
+        math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in ((a.min, b.min), (a.max, b.max), (a.sumsq, b.sumsq))
+    )
+    return (
+        "the same values in another order (equal statistics, different sketches)"
+        if close
+        else "estimated from sketches"
+    )
 
 
 def _lone(record: Record, metric: str, order: int, detail: str, tier: str) -> Divergence:
@@ -223,7 +244,11 @@ def _scales(records: Iterable[Record], trace: Trace) -> dict[str, float]:
             rms = math.sqrt(record.stats.sumsq / record.stats.count) if record.stats.count else 0.0
         else:
             value = trace.tensor(record.key)
-            rms = float(torch.linalg.vector_norm(_wide(value))) / math.sqrt(value.numel()) if value is not None and value.numel() else 0.0
+            rms = (
+                float(torch.linalg.vector_norm(_wide(value))) / math.sqrt(value.numel())
+                if value is not None and value.numel()
+                else 0.0
+            )
         if math.isfinite(rms):
             found[record.site] = max(found.get(record.site, 0.0), rms)
     return found

@@ -40,7 +40,12 @@ def without_echoes(divergences: Sequence[Divergence]) -> list[Divergence]:
     kept: list[Divergence] = []
     last: Mapping[str, object] = {}
     for divergence in divergences:
-        fingerprint = {"error": divergence.error, "shape": divergence.shape, "value": divergence.port_value, "index": divergence.index}
+        fingerprint = {
+            "error": divergence.error,
+            "shape": divergence.shape,
+            "value": divergence.port_value,
+            "index": divergence.index,
+        }
         if fingerprint != last or divergence.metric in ("missing", "extra"):
             kept.append(divergence)
         last = fingerprint

@@ -48,7 +48,10 @@ def _caches(reference: Trace, port: Trace) -> tuple[KvView, ...]:
         if not width:
             continue
         layer = site.removesuffix(".frames")
-        errors = [_slot_errors(reference, port, r, layer, left, right, width) for r, (left, right) in zip(rows, held, strict=True)]
+        errors = [
+            _slot_errors(reference, port, r, layer, left, right, width)
+            for r, (left, right) in zip(rows, held, strict=True)
+        ]
         found.append(
             KvView(
                 layer=layer,
@@ -60,7 +63,9 @@ def _caches(reference: Trace, port: Trace) -> tuple[KvView, ...]:
     return tuple(found)
 
 
-def _slot_errors(reference: Trace, port: Trace, record: Record, layer: str, left: Sequence[int], right: Sequence[int], width: int) -> list[float]:
+def _slot_errors(
+    reference: Trace, port: Trace, record: Record, layer: str, left: Sequence[int], right: Sequence[int], width: int
+) -> list[float]:
     """Return the relative error of each held frame's keys, nan where one side does not hold it."""
     errors = [float("nan")] * width
     r, p = reference.at(f"{layer}.k", record.coords), port.at(f"{layer}.k", record.coords)
@@ -82,7 +87,10 @@ def _tables(reference: Trace, port: Trace) -> tuple[RopeView, ...]:
         pairs = [
             (r_, p_)
             for r in reference
-            if r.site == site and r.kind == "rope" and (r_ := reference.tensor(r.key)) is not None and (p_ := port.tensor(r.key)) is not None
+            if r.site == site
+            and r.kind == "rope"
+            and (r_ := reference.tensor(r.key)) is not None
+            and (p_ := port.tensor(r.key)) is not None
         ]
         pairs = [(r, p) for r, p in pairs if r.shape == p.shape and r.dim() >= 2 and not r.is_complex()]
         if not pairs:
@@ -109,7 +117,9 @@ def _masks(reference: Trace, port: Trace) -> tuple[MaskView, ...]:
         if not rows or rows[0][0].size > 4096:
             continue
         left, right = np.stack([r for r, _ in rows]), np.stack([p for _, p in rows])
-        found.append((bool((left == right).all()), MaskView(site, left, right, row_label="forward", column_label="key")))
+        found.append(
+            (bool((left == right).all()), MaskView(site, left, right, row_label="forward", column_label="key"))
+        )
     return tuple(view for _, view in sorted(found, key=lambda item: item[0]))
 
 
@@ -123,7 +133,12 @@ def _mask_row(r: Tensor, p: Tensor, width: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _largest_id(site: str, *traces: Trace) -> int:
-    values = [t for trace in traces for rec in trace if rec.site == site and rec.dtype == "int64" and (t := trace.tensor(rec.key)) is not None]
+    values = [
+        t
+        for trace in traces
+        for rec in trace
+        if rec.site == site and rec.dtype == "int64" and (t := trace.tensor(rec.key)) is not None
+    ]
     return min(4095, max((int(t.max()) for t in values if t.numel()), default=0))
 
 

@@ -40,7 +40,9 @@ class Rule:
     sizes: Mapping[str, int] = field(default_factory=dict)
     split: Split | None = None
     ignore: str = ""
-    also: tuple[str, ...] = ()  # further reference sites that are this same tensor (the input of each part of a fused projection)
+    also: tuple[
+        str, ...
+    ] = ()  # further reference sites that are this same tensor (the input of each part of a fused projection)
     how: str = "map"  # the evidence, for maps that were inferred
 
 
@@ -112,7 +114,9 @@ class NameMap:
             if rule.split:
                 names = rule.split.into
                 return tuple(
-                    Target(found.expand(name), rule.layout, rule.sizes, rule.split.axis, i, rule.split.sizes, len(names))
+                    Target(
+                        found.expand(name), rule.layout, rule.sizes, rule.split.axis, i, rule.split.sizes, len(names)
+                    )
                     for i, name in enumerate(names)
                 )
             first = found.expand(rule.reference) if rule.reference else site
@@ -121,7 +125,12 @@ class NameMap:
 
     def evidence(self) -> dict[str, str]:
         """Return reference site -> how it was aligned, for inferred maps (whose references are plain names)."""
-        return {name: rule.how for rule in self.rules for name in (rule.split.into if rule.split else (rule.reference, *rule.also)) if rule.how != "map"}
+        return {
+            name: rule.how
+            for rule in self.rules
+            for name in (rule.split.into if rule.split else (rule.reference, *rule.also))
+            if rule.how != "map"
+        }
 
     def ignored_reference(self, site: str) -> str | None:
         """Return the stated reason why a reference site has no counterpart, or None."""
@@ -137,7 +146,9 @@ def parse_names(value: Any, where: str = "name map") -> NameMap:
     Raises CaseError with the place and the expectation when a rule is malformed.
     """
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise CaseError(f"{where}: expected a list of rules like {{port: REGEX, reference: TEMPLATE}}, got {type(value).__name__}")
+        raise CaseError(
+            f"{where}: expected a list of rules like {{port: REGEX, reference: TEMPLATE}}, got {type(value).__name__}"
+        )
     rules = []
     for i, item in enumerate(value):
         rules.append(_parse_rule(item, f"{where}: rule {i + 1}"))
@@ -180,8 +191,14 @@ def _parse_split(raw: Any, where: str) -> Split:
         raise CaseError(f"{where}: 'axis' of a split must be a whole number, not {axis!r}")
     if not isinstance(into, (list, tuple)) or not into:
         raise CaseError(f"{where}: 'into' of a split must be a list of names, not {into!r}")
-    if not isinstance(sizes, (list, tuple)) or not all(isinstance(n, int) for n in sizes) or len(sizes) not in (0, len(into)):
-        raise CaseError(f"{where}: 'sizes' of a split must be one whole number for each of {len(into)} names, not {sizes!r}")
+    if (
+        not isinstance(sizes, (list, tuple))
+        or not all(isinstance(n, int) for n in sizes)
+        or len(sizes) not in (0, len(into))
+    ):
+        raise CaseError(
+            f"{where}: 'sizes' of a split must be one whole number for each of {len(into)} names, not {sizes!r}"
+        )
     return Split(axis, tuple(map(str, into)), tuple(sizes))
 
 

@@ -50,9 +50,15 @@ def moved_boundaries(rows: Sequence[Row], case: Case, setting: Setting, referenc
     return found
 
 
-def inexact_arithmetic(case: Case, setting: Setting, runs: Runs, inject: Inject | None, order: Mapping[str, object]) -> list[Divergence]:
+def inexact_arithmetic(
+    case: Case, setting: Setting, runs: Runs, inject: Inject | None, order: Mapping[str, object]
+) -> list[Divergence]:
     """Return half-precision latents that are not the reference's bits although they were computed from the reference's values."""
-    kinds = [r for r in runs.reference if r.kind in _EXACT_KINDS and r.dtype in ("bfloat16", "float16") and r.role == "function"]
+    kinds = [
+        r
+        for r in runs.reference
+        if r.kind in _EXACT_KINDS and r.dtype in ("bfloat16", "float16") and r.role == "function"
+    ]
     if not is_low_precision(setting.dtype) or not kinds or order:
         return []
     try:
@@ -79,4 +85,3 @@ def inexact_arithmetic(case: Case, setting: Setting, runs: Runs, inject: Inject 
                 )
             )  # fmt: skip
     return found
-

@@ -48,7 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and open the report book."""
-    config.addinivalue_line("markers", "parity(case): run this test for the parity cases of that name (system or system/case)")
+    config.addinivalue_line(
+        "markers", "parity(case): run this test for the parity cases of that name (system or system/case)"
+    )
     folder = config.getoption("--parity-report")
     config.stash[_BOOK] = ReportBook(Path(folder) if folder else None)
 

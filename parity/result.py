@@ -127,7 +127,9 @@ class Result:
     divergences: tuple[Divergence, ...] = ()
     culprits: tuple[Culprit, ...] = ()  # all independent ones that isolation found
     rows: tuple[Row, ...] = ()
-    environment: Mapping[str, Any] = field(default_factory=dict)  # {"reference": {...}, "port": {...}, "differences": [...]}
+    environment: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # {"reference": {...}, "port": {...}, "differences": [...]}
     notes: tuple[str, ...] = ()  # e.g. "the order of records was assumed", benign permutations, accepted quirks
     case: str = ""
     system: str = ""

@@ -15,14 +15,14 @@ from parity.align import Alignment, align
 from parity.benign import excuse_permutations, is_rounding, is_roundoff
 from parity.capture.environment import environment_differences
 from parity.case import Case, Fault, Setting, Variation
-from parity.judge import judge, measure, own_errors
 from parity.errors import SideError
-from parity.explain import explain
 from parity.execute import Inject, Runs, grafting, reseating, run_side
+from parity.explain import explain
 from parity.floors import Floors
+from parity.judge import judge, measure, own_errors
 from parity.locate import culprits, first_divergence, owner, without_echoes
 from parity.precision import inexact_arithmetic, moved_boundaries
-from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.result import Coverage, Culprit, Divergence, Result, Row
 from parity.trace import Trace
 
 Progress = Callable[[str], None]
@@ -39,7 +39,9 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-def prepare(case: Case, setting: Setting, *, isolate: bool = True, fixed: float | None = None, say: Progress = lambda text: None) -> Prepared:
+def prepare(
+    case: Case, setting: Setting, *, isolate: bool = True, fixed: float | None = None, say: Progress = lambda text: None
+) -> Prepared:
     """Run the reference as deployed, in float64, and in float64 with moved weights."""
     say("reference")
     reference = run_side(case, "reference", setting).trace
@@ -47,7 +49,13 @@ def prepare(case: Case, setting: Setting, *, isolate: bool = True, fixed: float 
     try:
         precise = run_side(case, "reference", setting, upcast=True, override=reseating(case, reference)).trace
     except SideError as error:
-        return Prepared(reference, None, Floors(fixed=fixed), None, (f"no float64 run of the reference, fixed tolerances instead: {error}",))
+        return Prepared(
+            reference,
+            None,
+            Floors(fixed=fixed),
+            None,
+            (f"no float64 run of the reference, fixed tolerances instead: {error}",),
+        )
     records = {record.key: record for record in reference}
     floors = Floors(fixed=fixed) if fixed is not None else floors_.measured(own_errors(reference, precise), records)
     limits = None
@@ -115,7 +123,12 @@ def run_case(
     if diagnose and result.first is not None:
         with _timed(seconds, "diagnose", say):
             result = explain(case, setting, runs, result, inject, order)
-    return replace(result, fault=fault.name if fault else None, variation=variation.name if variation else None, seconds=dict(seconds)), runs
+    return replace(
+        result,
+        fault=fault.name if fault else None,
+        variation=variation.name if variation else None,
+        seconds=dict(seconds),
+    ), runs
 
 
 def cover(alignment: Alignment, reference: Trace, port: Trace, rows: Sequence[Row]) -> Coverage:
@@ -189,7 +202,9 @@ def _excuse_rounding(rows: list[Row], reference: Trace, port: Trace, setting: Se
     for row in rows:
         r, p = (reference.tensor(row.key), port.tensor(row.key)) if row.diverged else (None, None)
         if r is not None and p is not None and is_rounding(r, p, setting.dtype):
-            notes.append(f"{row.site}: differs by one rounding to {str(setting.dtype).removeprefix('torch.')}: kept in another precision")
+            notes.append(
+                f"{row.site}: differs by one rounding to {str(setting.dtype).removeprefix('torch.')}: kept in another precision"
+            )
             row = replace(row, diverged=False, how="rounding")
         kept.append(row)
     return kept
@@ -201,7 +216,9 @@ def _excuse_roundoff(divergences: list[Divergence], rows: list[Row], notes: list
     excused = {d.site: d.error for d in divergences if d.key in harmless}
     if excused:
         site, error = next(iter(excused.items()))
-        notes.append(f"{site} and {len(excused) - 1} later sites: float32 roundoff above the reference's own ({error:.1e}); equal in float64 on equal inputs")
+        notes.append(
+            f"{site} and {len(excused) - 1} later sites: float32 roundoff above the reference's own ({error:.1e}); equal in float64 on equal inputs"
+        )
     return [d for d in divergences if d.key not in harmless]
 
 

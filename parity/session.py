@@ -43,7 +43,12 @@ class Outcome:
 
 
 def run_jobs(
-    jobs: Sequence[Job], *, isolate: bool = True, html: Path | None = None, save: Path | None = None, console: Console | None = None
+    jobs: Sequence[Job],
+    *,
+    isolate: bool = True,
+    html: Path | None = None,
+    save: Path | None = None,
+    console: Console | None = None,
 ) -> Outcome:
     """Run jobs one after the other; each report is written as soon as its case is done."""
     from parity.run import run_case
@@ -136,7 +141,13 @@ def _write_index(results: Sequence[Result], folder: Path, not_run: dict[str, str
 def _progress(console: Console | None) -> Progress | None:
     if console is None or not console.is_terminal:
         return None
-    columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=console, transient=True)
 
 
@@ -158,9 +169,16 @@ def _save(runs: Runs, folder: Path) -> None:
 def _result(raw: dict[str, Any]) -> Result:
     """Rebuild a result from its JSON."""
     fields = dict(raw)
-    for name, cls in (("first", Divergence), ("culprit", Culprit)):
+    single: tuple[tuple[str, Any], ...] = (("first", Divergence), ("culprit", Culprit))
+    several: tuple[tuple[str, Any], ...] = (
+        ("causes", Cause),
+        ("divergences", Divergence),
+        ("culprits", Culprit),
+        ("rows", Row),
+    )
+    for name, cls in single:
         fields[name] = _record(cls, fields[name]) if fields.get(name) else None
-    for name, cls in (("causes", Cause), ("divergences", Divergence), ("culprits", Culprit), ("rows", Row)):
+    for name, cls in several:
         fields[name] = tuple(_record(cls, item) for item in fields.get(name, ()))
     fields["coverage"] = _record(Coverage, fields["coverage"])
     fields["notes"] = tuple(fields.get("notes", ()))

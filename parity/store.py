@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -213,7 +212,10 @@ def _load_plain(path: Path) -> Trace:
         records.append(record)
         where[record.key] = (path, key)
     manifest = Manifest(
-        system=metadata.get("system", ""), case=metadata.get("case", ""), side=metadata.get("side", ""), order_assumed=assumed
+        system=metadata.get("system", ""),
+        case=metadata.get("case", ""),
+        side=metadata.get("side", ""),
+        order_assumed=assumed,
     )
     return Trace(records, manifest, FileSource(where))
 

@@ -18,10 +18,27 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_WIDE = {torch.float32: torch.float64, torch.bfloat16: torch.float64, torch.float16: torch.float64, torch.complex64: torch.complex128}
+_WIDE = {
+    torch.float32: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float16: torch.float64,
+    torch.complex64: torch.complex128,
+}
 _CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 _CONVERSIONS = {torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.type}
-_LEAVES = (str, bytes, int, float, bool, type(None), type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, torch.Generator)
+_LEAVES = (
+    str,
+    bytes,
+    int,
+    float,
+    bool,
+    type(None),
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    torch.Generator,
+)
 
 
 @contextmanager
@@ -48,7 +65,9 @@ class _KeepDouble(TorchFunctionMode):
             kwargs = kwargs | {"dtype": _WIDE[dtype]}
         result = func(*args, **kwargs)
         if func in _CONVERSIONS and isinstance(result, Tensor) and result.dtype in _WIDE:
-            return args[0].to(device=result.device, dtype=_WIDE[result.dtype])  # from the value itself: the result is rounded
+            return args[0].to(
+                device=result.device, dtype=_WIDE[result.dtype]
+            )  # from the value itself: the result is rounded
         return result
 
 

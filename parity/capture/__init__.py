@@ -20,7 +20,9 @@ from parity.trace import Trace
 __all__ = ["Call", "Function", "Modules", "Recorder", "Scope", "State", "capture"]
 
 
-def capture(model: nn.Module, inputs: Any, *, probes: list[Probe] | None = None, keep: bool = True, path: Path | None = None) -> Trace:
+def capture(
+    model: nn.Module, inputs: Any, *, probes: list[Probe] | None = None, keep: bool = True, path: Path | None = None
+) -> Trace:
     """Run `model` on `inputs` (a tuple or a dict of arguments) once and return its trace; write it to `path` when given.
 
     >>> trace = parity.capture(model, (x,), path="reference.trace")
@@ -38,7 +40,10 @@ def capture(model: nn.Module, inputs: Any, *, probes: list[Probe] | None = None,
             with Recorder(probes or [Modules(model)], keep=keep, manifest=manifest) as recorder:
                 model(*args, **kwargs)
             return recorder.trace
-        with TraceWriter(Path(path), manifest) as writer, Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest):
+        with (
+            TraceWriter(Path(path), manifest) as writer,
+            Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest),
+        ):
             model(*args, **kwargs)
     from parity.store import load_trace
 

@@ -23,7 +23,9 @@ from parity.store import TraceWriter
 from parity.trace import Manifest
 
 
-def capture_command(target: str, args: list[str], out: Path, modules: str, model: str, full: bool, names: Path | None) -> int:
+def capture_command(
+    target: str, args: list[str], out: Path, modules: str, model: str, full: bool, names: Path | None
+) -> int:
     """Run `target` (a script, or package.module:callable) and record the root modules it calls; return the number of records."""
     try:
         re.compile(modules)
@@ -42,9 +44,13 @@ def capture_command(target: str, args: list[str], out: Path, modules: str, model
             raise
         except Exception as error:
             line = (str(error).splitlines() or [""])[0]
-            raise SideError(f"{target} failed: {type(error).__name__}: {line}; the trace in {out} is incomplete") from error
+            raise SideError(
+                f"{target} failed: {type(error).__name__}: {line}; the trace in {out} is incomplete"
+            ) from error
     if not roots.count:
-        raise CaseError(f"{target} called no module" + (f" of class {model}" if model else "") + ": nothing was recorded")
+        raise CaseError(
+            f"{target} called no module" + (f" of class {model}" if model else "") + ": nothing was recorded"
+        )
     return roots.count
 
 
@@ -76,7 +82,11 @@ class RootCapture:
         self.count += 1
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        if self._depth == 0 and id(module) not in self.recorders and (not self.model or type(module).__name__ == self.model):
+        if (
+            self._depth == 0
+            and id(module) not in self.recorders
+            and (not self.model or type(module).__name__ == self.model)
+        ):
             index = len(self.recorders)
             prefix = "" if index == 0 else f"{type(module).__name__}.{index}."
             probe = Modules(module, pattern=self.pattern, prefix=prefix)

@@ -187,12 +187,16 @@ class Recorder:
             label = f"{site}.in.{name}"
             return self._many(label, value, _kind(probe, label, "input"), "in")
 
-        return tuple(seen(names[i] if i < len(names) else i, a) for i, a in enumerate(args)), {k: seen(k, v) for k, v in kwargs.items()}
+        return tuple(seen(names[i] if i < len(names) else i, a) for i, a in enumerate(args)), {
+            k: seen(k, v) for k, v in kwargs.items()
+        }
 
     def _after(self, probe: Modules, site: str, observed: bool, module: nn.Module, args: Any, result: Any) -> Any:
         if self._paused:
             return None
-        new = self._many(site, result, _kind(probe, site, "activation"), "out") if observed and probe.outputs else result
+        new = (
+            self._many(site, result, _kind(probe, site, "activation"), "out") if observed and probe.outputs else result
+        )
         if self.modules and self.modules[-1] == site:
             self.modules.pop()
             self._turns.pop()
@@ -234,7 +238,7 @@ class Recorder:
         self.coords = {**self.coords, probe.axis: index}
 
     def _record_args(self, group: Sequence[Probe], call: Call) -> dict[str, Any]:
-        changed = {}
+        changed: dict[str, Any] = {}
         for probe in group:
             if not isinstance(probe, Function):
                 continue
@@ -255,7 +259,9 @@ class Recorder:
         if isinstance(probe.site, tuple) and probe.each:
             parts = list(value)
             labels = [self._label(label, call) for label in probe.site]
-            new_parts = [self._many(s, v, probe.kind, "function") if s else v for s, v in zip(labels, parts, strict=True)]
+            new_parts = [
+                self._many(s, v, probe.kind, "function") if s else v for s, v in zip(labels, parts, strict=True)
+            ]
             changed = any(a is not b for a, b in zip(new_parts, parts, strict=True))
             return type(value)(new_parts) if changed and probe.pick is None else call.result
         if callable(probe.site):
@@ -337,8 +343,8 @@ def _bind(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.Bound
     return bound
 
 
-@functools.lru_cache(maxsize=None)
-def _argument_names(cls: type[nn.Module]) -> tuple[str, ...]:
+@functools.cache
+def _argument_names(cls: Any) -> tuple[str, ...]:
     try:
         parameters = inspect.signature(cls.forward).parameters.values()
     except (TypeError, ValueError):

@@ -73,7 +73,9 @@ def stats(value: Tensor) -> Stats:
 def digest(value: Tensor) -> str:
     """Return an exact hash of dtype, shape and bits (any NaN counts as the same NaN), 32 hex digits, equal on every device."""
     head = f"{value.dtype}{tuple(value.shape)}"
-    low = high = functools.reduce(lambda h, c: (h * 1099511628211 ^ c) & 0xFFFFFFFFFFFFFFFF, head.encode(), 14695981039346656037)
+    low = high = functools.reduce(
+        lambda h, c: (h * 1099511628211 ^ c) & 0xFFFFFFFFFFFFFFFF, head.encode(), 14695981039346656037
+    )
     flat = _flat(value)
     if flat.is_floating_point() and flat.element_size() >= 2 and bool(torch.isnan(flat).any()):
         flat = torch.where(torch.isnan(flat), torch.full_like(flat, float("nan")), flat)

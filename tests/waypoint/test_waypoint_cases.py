@@ -65,7 +65,9 @@ def test_a_fault_is_found_where_the_specification_says(fault, prepared) -> None:
         assert result.first.coords.get(axis) == index, result.first.key
 
 
-@pytest.mark.parametrize("variation", [v for v in SYSTEM.variations if not v.name.startswith("plain_")], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "variation", [v for v in SYSTEM.variations if not v.name.startswith("plain_")], ids=lambda v: v.name
+)
 def test_a_harmless_change_is_silent(variation, prepared) -> None:
     result = _run(variation, prepared, isolate=True)
     assert result.verdict == "match", [(d.key, d.error, d.floor, d.tier) for d in result.divergences[:5]]

@@ -57,77 +57,81 @@ def activated(ev: Evidence) -> Iterator[Activated]:
                 break
 
 
-def _builds(ev: Evidence) -> Iterator[tuple[Callable[[Curve], Tensor], Tensor, Tensor, str]]:
+Build = Callable[[Curve], Tensor]
+Reading = tuple[Build, Tensor, Tensor, str]
+
+
+def _plain(x: Tensor) -> Build:
+    return lambda f: f(x)
+
+
+def _gate(gate: Tensor, up: Tensor) -> Build:
+    return lambda f: f(gate) * up
+
+
+def _then(build: Build, weight: Tensor, bias: Tensor | float) -> Build:
+    return lambda f: build(f) @ weight.T + bias
+
+
+def _builds(ev: Evidence) -> Iterator[Reading]:
     shape = tuple(ev.reference.shape)
     if len(shape) < 1 or not ev.reference.is_floating_point():
         return
     every = max(1, ev.r.numel() // 65536)
+    r, p = ev.r.flatten()[::every], ev.p.flatten()[::every]
     pool = [(n, v) for n, v in surroundings(ev) if v.is_floating_point() and v.numel() <= 20_000_000][:24]
     for _, value in pool:
         x = as_float64(value)
         if tuple(x.shape) == shape:
-            flat = x.flatten()[::every]
-            yield (lambda f, x=flat: f(x)), ev.r.flatten()[::every], ev.p.flatten()[::every], ""
+            yield _plain(x.flatten()[::every]), r, p, ""
         elif x.shape[:-1] == shape[:-1] and x.shape[-1] == 2 * shape[-1]:
             a, b = (half.flatten()[::every] for half in x.chunk(2, -1))
-            for gate, up in ((a, b), (b, a)):
-                yield (
-                    (lambda f, g=gate, u=up: f(g) * u),
-                    ev.r.flatten()[::every],
-                    ev.p.flatten()[::every],
-                    "of the gated unit",
-                )
+            yield _gate(a, b), r, p, "of the gated unit"
+            yield _gate(b, a), r, p, "of the gated unit"
     flats = [x.flatten()[::every] for _, x in like_reference(ev)[:6]]
-    for g, u in product(flats, flats):
-        if g is not u:
-            yield (lambda f, g=g, u=u: f(g) * u), ev.r.flatten()[::every], ev.p.flatten()[::every], "of the gated unit"
+    for a, b in product(flats, flats):
+        if a is not b:
+            yield _gate(a, b), r, p, "of the gated unit"
     if len(shape) >= 2:
         yield from _projected(ev, pool)
 
 
-def _projected(
-    ev: Evidence, pool: list[tuple[str, Tensor]]
-) -> Iterator[tuple[Callable[[Curve], Tensor], Tensor, Tensor, str]]:
+def _projected(ev: Evidence, pool: list[tuple[str, Tensor]]) -> Iterator[Reading]:
     """W f(x) + b, W₂ f(W₁ x + b₁) + b₂ and W₂ (f(W₁ x)·W₃ x), with the matrices told by their shapes."""
     out = ev.reference.shape[-1]
     r, p = ev.r.reshape(-1, out)[:TOKENS], ev.p.reshape(-1, out)[:TOKENS]
-    matrices = [
-        as_float64(w) for w, _ in ev.parameters.values() if w is not None and w.dim() == 2 and w.numel() <= 4_000_000
-    ]
-    vectors = [as_float64(w) for w, _ in ev.parameters.values() if w is not None and w.dim() == 1]
+    known = [as_float64(w) for w, _ in ev.parameters.values() if w is not None and w.is_floating_point()]
+    matrices = [w for w in known if w.dim() == 2 and w.numel() <= 4_000_000]
+    vectors = [w for w in known if w.dim() == 1]
     lasts = [w for w in matrices if w.shape[0] == out][:8]
     inputs = [x for _, x in pool if x.dim() >= 2 and x.numel() // x.shape[-1] == ev.reference.numel() // out][:8]
-    for place, value in enumerate(inputs):
+    for index, value in enumerate(inputs):
         x = as_float64(value).reshape(-1, value.shape[-1])[:TOKENS]
-        for last in lasts:
-            for bias in _biases(vectors, out):
-                if last.shape[1] == x.shape[1]:
-                    yield (lambda f, x=x, w=last, b=bias: f(x) @ w.T + b), r, p, "before a projection"
-                for first in [w for w in matrices if w is not last and w.shape == (last.shape[1], x.shape[1])]:
-                    for inner in _biases(vectors, first.shape[0]):
-                        h = x @ first.T + inner
-                        yield (lambda f, h=h, w=last, b=bias: f(h) @ w.T + b), r, p, "between two projections"
-                if place < 2:
-                    yield from _gated(x, last, bias, matrices, r, p)
+        for last, bias in ((w, b) for w in lasts for b in _biases(vectors, out)):
+            if last.shape[1] == x.shape[1]:
+                yield _then(_plain(x), last, bias), r, p, "before a projection"
+            for first in [w for w in matrices if w is not last and w.shape == (last.shape[1], x.shape[1])]:
+                for inner in _biases(vectors, first.shape[0]):
+                    yield _then(_plain(x @ first.T + inner), last, bias), r, p, "between two projections"
+            if index < 2:
+                for build in _gated(x, last, matrices):
+                    yield _then(build, last, bias), r, p, "of the gated unit"
 
 
-def _gated(
-    x: Tensor, last: Tensor, bias: Tensor | float, matrices: list[Tensor], r: Tensor, p: Tensor
-) -> Iterator[tuple[Callable[[Curve], Tensor], Tensor, Tensor, str]]:
-    firsts = [w for w in matrices if w is not last and w.shape == (last.shape[1], x.shape[1])]
+def _gated(x: Tensor, last: Tensor, matrices: list[Tensor]) -> Iterator[Build]:
+    firsts = [x @ w.T for w in matrices if w is not last and w.shape == (last.shape[1], x.shape[1])]
     for gate, up in product(firsts, firsts):
-        if gate is up:
-            continue
-        g, u = x @ gate.T, x @ up.T
-        yield (lambda f, g=g, u=u, w=last, b=bias: (f(g) * u) @ w.T + b), r, p, "of the gated unit"
+        if gate is not up:
+            yield _gate(gate, up)
     for fused in [w for w in matrices if w.shape == (2 * last.shape[1], x.shape[1])]:
-        a, b2 = (x @ fused.T).chunk(2, -1)
-        for g, u in ((a, b2), (b2, a)):
-            yield (lambda f, g=g, u=u, w=last, b=bias: (f(g) * u) @ w.T + b), r, p, "of the gated unit"
+        a, b = (x @ fused.T).chunk(2, -1)
+        yield _gate(a, b)
+        yield _gate(b, a)
 
 
 def _biases(vectors: list[Tensor], size: int) -> list[Tensor | float]:
-    return [0.0, *(v for v in vectors if v.numel() == size)][:6]
+    fitting: list[Tensor | float] = [v for v in vectors if v.numel() == size]
+    return [0.0, *fitting[:5]]
 
 
 def operation_values(ev: Evidence) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

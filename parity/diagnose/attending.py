@@ -6,7 +6,7 @@ Roles are never taken from names. A triple is accepted when softmax(scaleÂ·q káµ
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.evidence import Evidence, Op, as_float64, relative_error
-from parity.diagnose.roles import agreement, memo, surroundings
+from parity.diagnose.roles import agreement, grouped, memo, surroundings
 
 ROWS = 24
 MOST_TRIPLES = 160
@@ -178,7 +178,7 @@ def _seen4(x: Tensor) -> Tensor:
 # --- from tensors around the record -------------------------------------------------------------------------------------------
 
 
-def views(x: Tensor) -> list:  # type: ignore[type-arg]
+def views(x: Tensor) -> list[Callable[[Tensor], Tensor]]:
     """Return readings of an attention output as [b, i, c]: [b, h, i, e], [b, i, h, e], [b, i, c], [i, c]."""
     if x.dim() == 4:
         return [lambda t: t.transpose(1, 2).flatten(2), lambda t: t.flatten(2)]
@@ -210,14 +210,14 @@ def _heads_first(ev: Evidence) -> list[tuple[Tensor, ...]]:
     named = [
         (n, v) for n, v in surroundings(ev) if v.is_floating_point() and 2 <= v.dim() <= 4 and v.numel() <= 20_000_000
     ]
-    pool = []
+    pool: list[tuple[Tensor, ...]] = []
     for _, value in named[:16]:
         if value.dim() == 4:
             pool.append((as_float64(value), as_float64(value).transpose(1, 2)))
         elif value.dim() == 3:
             x = as_float64(value)
             splits = [h for h in HEADS if x.shape[-1] % h == 0 and x.shape[-1] // h >= 4]
-            pool.append(tuple(x.unflatten(-1, (h, -1)).transpose(1, 2) for h in splits[:8]))
+            pool.append(tuple(grouped(x, h).transpose(1, 2) for h in splits[:8]))
     return pool
 
 

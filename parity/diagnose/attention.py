@@ -15,6 +15,7 @@ from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float
 from parity.diagnose.masks import describe
 from parity.diagnose.norm_scopes import norm_scope, norm_skipped
 from parity.diagnose.roles import (
+    distinct,
     close,
     comparable,
     confidence,
@@ -34,7 +35,7 @@ NAMED_SCALES = (1.0, 2.0, 0.5, 4.0, 0.25, 8.0, 0.125)
 
 def _rows(a: Attention, most: int) -> Attention:
     count = a.q.shape[2]
-    return a.at(torch.linspace(0, count - 1, min(count, most)).long().unique()) if a.rows is None else a
+    return a.at(distinct(torch.linspace(0, count - 1, min(count, most)).long())) if a.rows is None else a
 
 
 def _small(ev: Evidence) -> Attention | None:
@@ -49,7 +50,7 @@ def _small(ev: Evidence) -> Attention | None:
             return None
         # the queries of an even grid and those with the largest error: local causes show in the latter only
         even = torch.linspace(0, len(wrong) - 1, min(len(wrong), ROWS)).long()
-        return a.at(torch.cat([even, wrong.topk(min(len(wrong), 8)).indices]).unique())
+        return a.at(distinct(torch.cat([even, wrong.topk(min(len(wrong), 8)).indices])))
 
     return memo(ev, "attention rows", build)
 
@@ -75,7 +76,7 @@ def _fit(
     assert whole is not None  # `a` is cut from it
     b, h, i, _ = whole.q.shape
     wide = (
-        whole if b * h * i * whole.k.shape[2] <= 8_000_000 else whole.at(torch.linspace(0, i - 1, 96).long().unique())
+        whole if b * h * i * whole.k.shape[2] <= 8_000_000 else whole.at(distinct(torch.linspace(0, i - 1, 96).long()))
     )
     residual = _residual(wide, how(wide))
     if residual <= limit(ev):
@@ -286,10 +287,14 @@ def other_operands(ev: Evidence) -> Iterable[Explanation]:
         class_id = "K5"
         if close(x.norm(dim=-1), a.k.norm(dim=-1), 1e-4):
             text, class_id = "keys before the rotary embedding were used (cached or passed before it)", "K7"
-        yield from _fit(ev, a, lambda y, x=x: attend(replace(y, k=x)), text, class_id, 0.93, tensor=name)
+        yield from _fit(ev, a, _with(k=x), text, class_id, 0.93, tensor=name)
     for name, x in _like(ev, a.v):
         text = f"the values of another tensor ({name}) were used"
-        yield from _fit(ev, a, lambda y, x=x: attend(replace(y, v=x)), text, "K5", 0.9, tensor=name)
+        yield from _fit(ev, a, _with(v=x), text, "K5", 0.9, tensor=name)
+
+
+def _with(k: Tensor | None = None, v: Tensor | None = None) -> Callable[[Attention], Tensor]:
+    return lambda a: attend(replace(a, k=a.k if k is None else k, v=a.v if v is None else v))
 
 
 def _across_heads(ev: Evidence, a: Attention) -> Iterator[Explanation]:
@@ -416,9 +421,9 @@ def _row_kind(x: Tensor) -> Tensor:
 
 
 def _some_mask_hides_all(ev: Evidence) -> bool:
-    """Say whether a mask near R has a row without a visible key (or no mask is known)."""
+    """Say whether a mask near R has a row that is all of one value, so that it may hide every key."""
     known = [v for _, v in surroundings(ev) if v.dtype == torch.bool and v.dim() >= 1]
-    return not known or any(not bool(v.any(-1).all()) or bool(v.all(-1).any()) for v in known)
+    return any(not bool(v.any(-1).all()) or bool(v.all(-1).any()) for v in known)
 
 
 def kernel_fault(ev: Evidence) -> Iterable[Explanation]:

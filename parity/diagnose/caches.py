@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
-from parity.diagnose.roles import close, comparable, confidence, fitted, like_reference, limit, noise
+from parity.diagnose.roles import distinct, close, comparable, confidence, fitted, like_reference, limit, noise
 from parity.diagnose.rotary import arrangements, as_pairs, bands, pairings, same_table, turn
 from parity.diagnose.rotations import runs
 from parity.diagnose.slots import rows_of, slot_axes, slot_map
@@ -149,7 +149,7 @@ def _slots_along(ev: Evidence, axis: int) -> Iterator[Explanation]:
 
 def _permuted_slots(ev: Evidence, source: Tensor, n: int, axis: int) -> Iterator[Explanation]:
     explained = ev.r.index_select(axis, source)
-    steps = torch.remainder(torch.arange(n) - source, n).unique()
+    steps = distinct(torch.remainder(torch.arange(n) - source, n))
     if len(steps) == 1:
         by = int(steps[0]) if int(steps[0]) <= n // 2 else int(steps[0]) - n
         text = f"all entries are there but rolled by {by:+d} of {n} slots: the write index is off"
@@ -164,7 +164,7 @@ def _shifted_slots(ev: Evidence, source: Tensor, n: int, axis: int) -> Iterator[
     """K6: entries moved by k slots over a run, and what fell out at one end was not replaced as it should have been."""
     offset = source - torch.arange(n)
     moved = torch.nonzero((source >= 0) & (offset != 0)).flatten()
-    if len(moved) < max(2, n // 3) or len(offset[moved].unique()) != 1:
+    if len(moved) < max(2, n // 3) or len(distinct(offset[moved])) != 1:
         return
     by = int(offset[moved][0])
     other = torch.nonzero(source < 0).flatten()
@@ -257,7 +257,7 @@ def kept_frames(ev: Evidence) -> Iterable[Explanation]:
     r, p = ev.r.flatten().long(), ev.p.flatten().long()
     if r.shape == p.shape and torch.equal(r, p):
         return
-    ours, theirs = r.unique().tolist(), p.unique().tolist()
+    ours, theirs = distinct(r).tolist(), distinct(p).tolist()
     if set(ours) <= {0, 1} and len(r) > len(ours) and ev.kind == "mask":
         return  # a mask of zeros and ones, not a list of frames
     lost, extra = [v for v in ours if v not in theirs], [v for v in theirs if v not in ours]
@@ -349,7 +349,7 @@ def index(ev: Evidence) -> Iterable[Explanation]:
         return
     if not (_whole(ev.reference) and _whole(ev.port)) or ev.reference.numel() == 0:
         return
-    step = (ev.p - ev.r).unique()
+    step = distinct(ev.p - ev.r)
     if len(step) != 1 or int(step[0]) == 0:
         return
     by = int(step[0])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.diagnose.roles import distinct
 from parity.diagnose.rotations import runs
 
 
@@ -27,9 +28,10 @@ def describe(keep_r: Tensor, keep_p: Tensor) -> Change | None:
     if keep_r.shape[-1] != keep_p.shape[-1]:
         return _length(keep_r, keep_p)
     try:
-        keep_r, keep_p = torch.broadcast_tensors(keep_r, keep_p)
+        shape = torch.broadcast_shapes(keep_r.shape, keep_p.shape)
     except RuntimeError:
         return None
+    keep_r, keep_p = keep_r.expand(shape), keep_p.expand(shape)
     if keep_r.numel() < 2 or torch.equal(keep_r, keep_p):
         return None
     for change in (_extremes, _causal, _nothing, _rolled, _edges, _padding, _few_extra):
@@ -71,7 +73,7 @@ def _few_extra(r: Tensor, p: Tensor) -> Change | None:
     if bool(extra.any()) == bool(missing.any()):
         return None
     count = extra if bool(extra.any()) else missing
-    by = count[count > 0].unique()
+    by = distinct(count[count > 0])
     if len(by) != 1 or int(by[0]) > 2 or float((count > 0).double().mean()) > 0.9:
         return None
     word = "more" if bool(extra.any()) else "fewer"
@@ -137,15 +139,15 @@ def _edges(r: Tensor, p: Tensor) -> Change | None:
     """A11: rows see one contiguous window; its lower or upper end moved by one number of keys in all rows that can show it."""
     if r.dim() < 2 or r.shape[-2] < 3:
         return None
-    ends = [_window(keep.reshape(-1, *keep.shape[-2:])[0]) for keep in (r, p)]
-    if ends[0] is None or ends[1] is None or not bool((r == r.reshape(-1, *r.shape[-2:])[0]).all()):
+    ours, theirs = (_window(keep.reshape(-1, *keep.shape[-2:])[0]) for keep in (r, p))
+    if ours is None or theirs is None or not bool((r == r.reshape(-1, *r.shape[-2:])[0]).all()):
         return None
-    (low_r, high_r), (low_p, high_p) = ends
+    (low_r, high_r), (low_p, high_p) = ours, theirs
     j = r.shape[-1]
-    lows = (low_p - low_r)[(low_r > 0) & (low_p > 0)].unique()
-    highs = (high_p - high_r)[(high_r < j - 1) & (high_p < j - 1)].unique()
-    inside_low = (low_p - low_r).unique().tolist() == [0]
-    inside_high = (high_p - high_r).unique().tolist() == [0]
+    lows = distinct((low_p - low_r)[(low_r > 0) & (low_p > 0)])
+    highs = distinct((high_p - high_r)[(high_r < j - 1) & (high_p < j - 1)])
+    inside_low = distinct(low_p - low_r).tolist() == [0]
+    inside_high = distinct(high_p - high_r).tolist() == [0]
     if inside_low == inside_high:
         if len(lows) == 1 and len(highs) == 1 and int(lows[0]) == -int(highs[0]) and int(lows[0]):
             grow = int(highs[0])

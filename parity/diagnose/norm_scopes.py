@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.evidence import Evidence, Explanation
-from parity.diagnose.roles import close, comparable, fitted, like_reference, limit, noise, parameter_vectors
+from parity.diagnose.roles import close, comparable, fitted, grouped, like_reference, limit, noise, parameter_vectors
 
 
 def norm_scope(ev: Evidence) -> Iterable[Explanation]:
@@ -23,7 +23,7 @@ def norm_scope(ev: Evidence) -> Iterable[Explanation]:
         factor = _group_factor(ev.r, ev.p, groups)
         if factor is None:
             continue
-        explained = (ev.r.unflatten(-1, (groups, -1)) * factor).flatten(-2)
+        explained = (grouped(ev.r, groups) * factor).flatten(-2)
         found = list(_named_scope(ev, ev.r, ev.p, groups, explained)) if ev.residual(explained) <= limit(ev) else []
         if found:
             yield from found
@@ -33,7 +33,7 @@ def norm_scope(ev: Evidence) -> Iterable[Explanation]:
 
 def _group_factor(r: Tensor, p: Tensor, groups: int) -> Tensor | None:
     """Return P/R per token and group [.., g, 1], or None if it is not constant within the groups."""
-    a, b = r.unflatten(-1, (groups, -1)), p.unflatten(-1, (groups, -1))
+    a, b = grouped(r, groups), grouped(p, groups)
     some = slice(0, 64)
     a0, b0 = a.flatten(0, -3)[some], b.flatten(0, -3)[some]
     factor = (a0 * b0).sum(-1, keepdim=True) / a0.square().sum(-1, keepdim=True).clamp_min(1e-300)
@@ -67,7 +67,7 @@ def _unit_groups(y: Tensor) -> int | None:
     """Return the largest number of groups in which every token's mean square is 1 (then it is 1 in coarser ones too), or None."""
     flat = y.reshape(-1, y.shape[-1])[:256]
     for groups in [g for g in range(128, 0, -1) if flat.shape[-1] % g == 0 and flat.shape[-1] // g >= 4]:
-        square = flat.unflatten(-1, (groups, -1)).square().mean(-1)
+        square = grouped(flat, groups).square().mean(-1)
         if float((square - 1).abs().max()) < 2e-2:
             return groups
     return None
@@ -85,7 +85,7 @@ def _scope_over_heads(ev: Evidence) -> Iterator[Explanation]:
         factor = _group_factor(r, p, heads)
         if factor is None:
             continue
-        explained = (r.unflatten(-1, (heads, -1)) * factor).movedim(-2, axis)
+        explained = (grouped(r, heads) * factor).movedim(-2, axis)
         if ev.residual(explained) <= limit(ev):
             yield from _named_scope(ev, r, p, heads, explained)
             return

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
-from parity.diagnose.roles import close, comparable, fitted, like_reference, memo, noise
+from parity.diagnose.roles import distinct, close, comparable, fitted, like_reference, memo, noise
 from parity.diagnose.rotary import Arrangement, Pairing, arrangements, as_pairs, from_pairs, pairings, turn
 from parity.diagnose.rotations import Story, stories
 
@@ -285,16 +285,16 @@ def _cosine_stories(ev: Evidence) -> Iterator[tuple[str, Explanation]]:
         yield from _unit_stories(ev, zr, zp, part)
         return
     sine = float(ours[0].abs().max()) < 1e-6
-    zr, zp = _completed(ours, sine), _completed(theirs, sine)
-    if zr is not None and zp is not None:
-        yield from _unit_stories(ev, zr, zp, lambda z: (z.imag if sine else z.real).reshape(ev.r.shape))
+    whole_r, whole_p = _completed(ours, sine), _completed(theirs, sine)
+    if whole_r is not None and whole_p is not None:
+        yield from _unit_stories(ev, whole_r, whole_p, lambda z: (z.imag if sine else z.real).reshape(ev.r.shape))
 
 
 def _companions(ev: Evidence) -> tuple[Tensor, Tensor, bool] | None:
     """Find the table that makes a unit circle with R, on both sides; the one whose first row is nearer to 1 is the cosine."""
     shape = ev.reference.shape
     sites = [s for s in ev.sites if s != ev.site and s.rpartition(".")[0] == ev.site.rpartition(".")[0]]
-    offered = [(v, ev.port_inputs.get(k, v)) for k, v in ev.inputs.items()]
+    offered: list[tuple[Tensor | None, Tensor | None]] = [(v, ev.port_inputs.get(k, v)) for k, v in ev.inputs.items()]
     offered += [(ev.ref_at(s, ev.coords), ev.port_at(s, ev.coords)) for s in sites[:16]]
     for ref, port in offered:
         if ref is None or port is None or ref.shape != shape or port.shape != shape or ref.is_complex():
@@ -371,7 +371,7 @@ def _exchanged_axes(ev: Evidence, axis: int) -> Iterator[Explanation]:
             yield Explanation(f"the position axes are in the order {order}", 0.0, 0.96, {"order": list(order)}, "P3")
             return
     moved = [i for i in range(size) if not torch.equal(ev.r.select(axis, i), ev.p.select(axis, i))]
-    shifts = {i: (ev.p - ev.r).select(axis, i).unique() for i in moved}
+    shifts = {i: distinct((ev.p - ev.r).select(axis, i)) for i in moved}
     if moved and all(len(s) == 1 for s in shifts.values()):
         offsets = {i: int(s[0]) for i, s in shifts.items()}
         yield Explanation(
@@ -401,7 +401,9 @@ def _scaled_or_restarted(ev: Evidence, r: Tensor, p: Tensor) -> Iterator[Explana
     ranks = torch.unique(r, return_inverse=True)[1].to(torch.float64)
     if not torch.equal(ranks, r) and torch.equal(ranks, p):
         text = "positions count 0, 1, 2, … within the subset instead of the absolute indices"
-        yield Explanation(text, 0.0, 0.95, {"reference": sorted({int(v) for v in r.flatten()[:64]})[:8]}, "P2")
+        yield Explanation(
+            text, 0.0, 0.95, {"reference": [round(float(v)) for v in distinct(r.flatten()[:64])[:8]]}, "P2"
+        )
 
 
 HYPOTHESES: tuple[Hypothesis, ...] = (

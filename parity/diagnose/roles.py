@@ -76,6 +76,16 @@ def fitted(
     return [Explanation(text, residual, confidence(ev, residual, best), parameters, class_id)]
 
 
+def grouped(x: Tensor, groups: int) -> Tensor:
+    """Split the last axis into groups: [.., g·w] -> [.., g, w]."""
+    return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+
+
+def distinct(x: Tensor) -> Tensor:
+    """Return the distinct values of `x`, sorted."""
+    return torch.unique(x)  # type: ignore[no-any-return]
+
+
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Say whether ‖a − b‖ ≤ tolerance·‖b‖; False when shapes differ."""
     if a.shape != b.shape or b.numel() == 0:
@@ -127,7 +137,7 @@ def like_reference(ev: Evidence) -> list[tuple[str, Tensor]]:
 
     def collect(_: Evidence) -> list[tuple[str, Tensor]]:
         shape = tuple(ev.reference.shape)
-        found = []
+        found: list[tuple[str, Tensor]] = []
         for name, value in surroundings(ev):
             if tuple(value.shape) != shape or not value.is_floating_point() or len(found) >= CANDIDATES:
                 continue

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from parity.diagnose.roles import distinct
+
 Pairing = tuple[Tensor, Tensor]
 """Indices of the first and of the second member of each pair along the feature axis."""
 
@@ -155,7 +157,7 @@ def bands(table: Tensor) -> list[Band]:
     changes = moved > (0.02 * moved.amax(0)).clamp_min(3e-7)
     first = torch.where(changes.any(0), changes.int().argmax(0) + 1, torch.zeros(table.shape[1], dtype=torch.long))
     found = []
-    for stride in first.unique().tolist():
+    for stride in distinct(first).tolist():
         columns = torch.nonzero(first == stride).flatten()
         if stride > 0:
             found.append(_band(table, columns, int(stride)))

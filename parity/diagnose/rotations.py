@@ -156,7 +156,10 @@ def _constant_frequencies(zr: Tensor, zp: Tensor, found: list[Band], tolerance: 
 
 def _positions(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) -> Iterator[Story]:
     """P2, P3, P5: the frequencies are R's and the positions follow a rule: shifted, scaled, frozen, restarted or exchanged."""
-    table, said, parameters, classes = zr.clone(), [], {}, []
+    table = zr.clone()
+    said: list[str] = []
+    parameters: dict[str, Any] = {}
+    classes: list[tuple[str, str]] = []
     for number, band in enumerate(found):
         if same_table(zp[:, band.columns], zr[:, band.columns], tolerance):
             continue
@@ -225,7 +228,9 @@ def _rule(ours: Tensor, theirs: Tensor, others: list[Tensor]) -> tuple[str, str,
 
 def _frequencies(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) -> Iterator[Story]:
     """P5: positions are R's; the base, the unit or single frequencies changed."""
-    table, said, parameters = zr.clone(), [], {}
+    table = zr.clone()
+    said: list[str] = []
+    parameters: dict[str, Any] = {}
     for band in found:
         cols = band.columns
         if same_table(zp[:, cols], zr[:, cols], tolerance):
@@ -290,7 +295,7 @@ def _rounded(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) -> Ite
             part = float((table - zp).abs().square().mean().sqrt() / (zp - zr).abs().square().mean().sqrt())
             if part < 0.1:
                 story = f"the rotary table was computed in low precision: {text}"
-                yield Story("low-precision angles", "P6", story, zp if part < 0.02 else table, {"dtype": name}, 0.95)
+                yield Story("low-precision angles", "P6", story, table, {"dtype": name}, 0.95)
                 return
         cast = torch.complex(low(zr.real), low(zr.imag))
         turned = cast / cast.abs().clamp_min(1e-12)

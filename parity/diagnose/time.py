@@ -141,7 +141,7 @@ def _known_shift(ev: Evidence) -> float | None:
 def _named_shift(ours: FlowTable, theirs: FlowTable) -> Explanation | None:
     s, k = ours.shift, theirs.shift
     same_ends = abs(ours.first - theirs.first) < 1e-3 and abs(ours.last - theirs.last) < 2e-4 + 1e-3 * ours.last
-    values = {"reference": s, "port": k}
+    values: dict[str, object] = {"reference": s, "port": k}
     if same_ends and not math.isclose(s, k, rel_tol=5e-3):
         if math.isclose(k, s * s, rel_tol=2e-2):
             text = f"the sigma shift was applied twice ({s:g} → {k:g})"
@@ -204,8 +204,8 @@ def _other_length(r: Tensor, p: Tensor, near: float) -> Iterator[Explanation]:
         if extra <= 4 and close(long[start : start + len(short)], short, near):
             where = "at the end" if start == 0 else "at the start"
             rest = long[len(short) :] if start == 0 else long[:extra]
-            values = ", ".join(f"{v:.6g}" for v in rest.tolist())
-            text = f"{who} {extra} more entries {where} ({values})".replace("lacks", "lacks the").replace(
+            shown = ", ".join(f"{v:.6g}" for v in rest.tolist())
+            text = f"{who} {extra} more entries {where} ({shown})".replace("lacks", "lacks the").replace(
                 " more entries", " entries"
             )
             yield Explanation(text, 0.0, 0.94, {"reference": len(r), "port": len(p), "entries": rest.tolist()}, "T5")
@@ -427,8 +427,8 @@ def solver_step(ev: Evidence) -> Iterable[Explanation]:
     """T4, T8: R = x + (σ' − σ)·v. P is in the plane of x and v too: sign, x0 reading, or another step; or it leaves the plane."""
     step = step_of(ev)
     if step is None:
-        found = list(_other_coefficients(ev)) if ev.kind != "activation" or "step" in ev.coords else []
-        yield from found or _plain_step_in_port(ev)
+        others = list(_other_coefficients(ev)) if ev.kind != "activation" or "step" in ev.coords else []
+        yield from others or _plain_step_in_port(ev)
         return
     x, v, alpha, beta, _ = step
     found = _combination(ev, ev.p, [x, v], max(agreement(ev), limit(ev) * ev.error))

@@ -29,7 +29,8 @@ class Call:
 class Modules:
     """Inputs and outputs of the modules under `root` whose path matches `pattern` (a regular expression for the whole path).
 
-    Sites: `prefix + path` for an output, `<path>.in.<argument>` for inputs; the root itself is called `name`. `skip` leaves modules out.
+    Sites: `prefix + path` for an output, `<path>.in.<argument>` for inputs; the root itself is called `name`. `skip` leaves
+    modules out (by their path), or single arguments (`<path>.in.<argument>`).
     """
 
     root: nn.Module

@@ -185,6 +185,8 @@ class Recorder:
     def _record_inputs(self, probe: Modules, site: str, names: Sequence[str], args: Any, kwargs: Any) -> Any:
         def seen(name: object, value: Any) -> Any:
             label = f"{site}.in.{name}"
+            if probe.skip and re.fullmatch(probe.skip, label.removeprefix(probe.prefix)):
+                return value
             return self._many(label, value, _kind(probe, label, "input"), "in")
 
         return tuple(seen(names[i] if i < len(names) else i, a) for i, a in enumerate(args)), {

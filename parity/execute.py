@@ -45,6 +45,7 @@ class Runs:
 
 Inject = Callable[[Any], AbstractContextManager[Any] | None]
 
+_MOVABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # quantised payloads stay
 JITTER = 2.0**-24  # one unit of roundoff of float32: what a table or weight may honestly be off by
 
 
@@ -147,7 +148,7 @@ def move_weights(module: torch.nn.Module, seed: int, prefix: str) -> None:
     """Move every floating parameter and buffer by a random relative amount of one unit of roundoff (tied ones once)."""
     seen: set[int] = set()
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if value.is_floating_point() and id(value) not in seen:
+        if value.dtype in _MOVABLE and id(value) not in seen:
             seen.add(id(value))
             noise = normal(value.shape, seed, f"jitter/{prefix}/{name}", torch.float64).to(value.device)
             value.data.mul_(1.0 + JITTER * noise.to(value.dtype))

@@ -48,6 +48,8 @@ def explain(case: Case, setting: Setting, runs: Runs, result: Result, inject: In
         culprits.append(_with_operation(culprit, divergence, window))
         evidence = gather(case, divergence, runs, window, culprit.module, result.rows)
         if evidence is None:
+            if i == 0:
+                causes = list(_absence(divergence, result, runs))
             continue
         if i == 0:
             causes = list(diagnose(evidence))
@@ -62,9 +64,31 @@ def explain(case: Case, setting: Setting, runs: Runs, result: Result, inject: In
     )
 
 
+def _absence(divergence: Divergence, result: Result, runs: Runs) -> tuple[Cause, ...]:
+    """Say what a call means that only one side makes: a pass of its own (K3, K1), or a part of one (N5)."""
+    if divergence.metric not in ("missing", "extra"):
+        return ()
+    same = [d for d in result.divergences if d.metric == divergence.metric and d.coords == divergence.coords]
+    other = runs.port if divergence.metric == "missing" else runs.reference
+    whole = bool(divergence.coords) and not any(dict(r.coords) == dict(divergence.coords) for r in other)
+    side, verb = ("port", "does not make") if divergence.metric == "missing" else ("reference", "makes")
+    where = ", ".join(f"{axis} {index}" for axis, index in divergence.coords.items()) or "any coordinate"
+    if whole:
+        text = f"the {side} has no pass at {where}: {len(same)} records stand alone"
+        text = (
+            text
+            if divergence.metric == "missing"
+            else f"the port makes a pass at {where} that the reference does not: {len(same)} records stand alone"
+        )
+        return (Cause("absent pass", "K3", text, {"records": len(same)}, 0.0, 0.8, divergence.site),)
+    text = f"the port {'does not compute' if verb == 'does not make' else 'computes'} {divergence.site} at {where}"
+    return (Cause("absent call", "N5", text, {"records": len(same)}, 0.0, 0.6, divergence.site),)
+
+
 def _targets(result: Result) -> list[tuple[Culprit, Divergence]]:
     """Return what to look into: the first divergence, then the other independent culprits."""
-    assert result.first is not None and result.culprit is not None
+    assert result.first is not None
+    assert result.culprit is not None
     found = [(result.culprit, result.first)]
     by_key = {d.key: d for d in reversed(result.divergences) if d.tier == "isolation"}
     for culprit in result.culprits:

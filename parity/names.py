@@ -223,7 +223,8 @@ def rearrange(value: Tensor, pattern: str, sizes: Mapping[str, int]) -> Tensor:
     """Apply an einops pattern (einops is imported only where a map asks for a layout)."""
     import einops
 
-    return einops.rearrange(value, pattern, **sizes)  # type: ignore[no-any-return]
+    arranged: Tensor = einops.rearrange(value, pattern, **sizes)
+    return arranged
 
 
 def rearrange_back(value: Tensor, pattern: str, port: Tensor, sizes: Mapping[str, int]) -> Tensor:
@@ -234,4 +235,5 @@ def rearrange_back(value: Tensor, pattern: str, port: Tensor, sizes: Mapping[str
     lengths = dict(sizes) | einops.parse_shape(port, left) if "(" not in left else dict(sizes)
     lengths.pop("_", None)
     used = {k: v for k, v in lengths.items() if k in re.findall(r"\w+", right)}
-    return einops.rearrange(value, f"{right} -> {left}", **used)  # type: ignore[no-any-return]
+    arranged: Tensor = einops.rearrange(value, f"{right} -> {left}", **used)
+    return arranged

@@ -123,7 +123,7 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     for path in paths:
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
-            items = raw["results"] if "results" in raw else [raw]
+            items = raw.get("results", [raw])
             found += [_result(item) for item in items]
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TraceError(f"cannot read the result {path}: {type(error).__name__}: {error}") from None

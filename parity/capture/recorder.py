@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +177,7 @@ class Recorder:
         changed = None
         if observed and probe.inputs:
             # Still the caller's: whoever calls this module made its inputs.
-            changed = self._record_inputs(probe, site, _argument_names(type(module)), args, kwargs)
+            changed = self._record_inputs(probe, site, _argument_names(cast(Any, type(module))), args, kwargs)
         self.modules.append(site)
         self._turns.append(Counter())
         return changed
@@ -211,7 +211,7 @@ class Recorder:
         if self._paused:
             return function(*args, **kwargs)
         bound = _bind(function, args, kwargs)
-        call = Call(bound.arguments if bound else dict(enumerate(args)) | kwargs, None, self.coords)  # type: ignore[arg-type]
+        call = Call(bound.arguments if bound else dict(enumerate(args)) | kwargs, None, self.coords)
         outer = self.coords
         try:
             for probe in group:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
-from parity.diagnose.roles import distinct, close, comparable, fitted, like_reference, memo, noise
+from parity.diagnose.position_ids import position_ids
+from parity.diagnose.roles import close, comparable, fitted, like_reference, memo, noise
 from parity.diagnose.rotary import Arrangement, Pairing, arrangements, as_pairs, from_pairs, pairings, turn
 from parity.diagnose.rotations import Story, stories
 
@@ -49,9 +50,6 @@ def _test(name: str) -> Callable[[Evidence], Iterable[Explanation]]:
         return [explanation for found, explanation in _named(ev) if found == name]
 
     return test
-
-
-# --- rotated queries and keys -------------------------------------------------------------------------------------------------
 
 
 def _rotation_stories(ev: Evidence) -> Iterator[tuple[str, Explanation]]:
@@ -222,9 +220,6 @@ def _without_input(ev: Evidence, arrangement: Arrangement) -> Iterator[tuple[str
                     return
 
 
-# --- tables -------------------------------------------------------------------------------------------------------------------
-
-
 def _is_table(ev: Evidence) -> bool:
     shape = ev.reference.shape
     rows = ev.reference.numel() // max(1, shape[-1]) if len(shape) else 0
@@ -327,83 +322,6 @@ def _completed(values: Tensor, sine: bool) -> Tensor | None:
     weight = torch.linalg.solve(gram, torch.einsum("nja,nj->ja", basis, values))
     phase = torch.atan2(-weight[:, 1], weight[:, 0]) if not sine else torch.atan2(weight[:, 0], weight[:, 1])
     return torch.exp(1j * (angle + phase))
-
-
-# --- position ids -------------------------------------------------------------------------------------------------------------
-
-
-def position_ids(ev: Evidence) -> Iterable[Explanation]:
-    """P2, P3, P5 on integer positions: P = R + c; P = k·R; axes exchanged; restarted; every position the same."""
-    if ev.kind not in ("rope", "schedule", "kv", "input", "activation") or not _integers(ev):
-        return
-    r, p = ev.r, ev.p
-    whole = ev.d.flatten()
-    if bool((whole == whole[0]).all()) and r.numel() > 1:
-        yield from fitted(
-            ev, r + whole[0], f"every position is offset by {whole[0]:+.0f}", 0.96, "P2", offset=int(whole[0])
-        )
-        return
-    if r.dim() >= 2:
-        for axis in (r.dim() - 1, 0):
-            yield from _exchanged_axes(ev, axis)
-    yield from _scaled_or_restarted(ev, r, p)
-
-
-def _integers(ev: Evidence) -> bool:
-    if not ev.same_shape or ev.reference.numel() < 2 or ev.reference.dtype == torch.bool or ev.reference.is_complex():
-        return False
-    if ev.reference.is_floating_point() and ev.kind != "rope":
-        return False
-    return bool((ev.r == ev.r.round()).all() and (ev.p == ev.p.round()).all() and ev.error > 0)
-
-
-def _exchanged_axes(ev: Evidence, axis: int) -> Iterator[Explanation]:
-    size = ev.r.shape[axis]
-    if not 2 <= size <= 4 or ev.r.dim() < 2:
-        return
-    from itertools import permutations
-
-    for order in permutations(range(size)):
-        if list(order) == list(range(size)):
-            continue
-        explained = ev.r.index_select(axis, torch.tensor(order))
-        if torch.equal(explained, ev.p):
-            yield Explanation(f"the position axes are in the order {order}", 0.0, 0.96, {"order": list(order)}, "P3")
-            return
-    moved = [i for i in range(size) if not torch.equal(ev.r.select(axis, i), ev.p.select(axis, i))]
-    shifts = {i: distinct((ev.p - ev.r).select(axis, i)) for i in moved}
-    if moved and all(len(s) == 1 for s in shifts.values()):
-        offsets = {i: int(s[0]) for i, s in shifts.items()}
-        yield Explanation(
-            f"positions of axis {offsets} are offset (axis: offset)", 0.0, 0.96, {"offset": offsets}, "P2"
-        )
-
-
-def _scaled_or_restarted(ev: Evidence, r: Tensor, p: Tensor) -> Iterator[Explanation]:
-    nonzero = r != 0
-    if not bool(p.any()) or bool((p == p.flatten()[0]).all()):
-        if bool((r != r.flatten()[0]).any()):
-            text = f"every position is {float(p.flatten()[0]):.0f}: positions do not advance"
-            yield Explanation(text, 0.0, 0.93, {"position": int(p.flatten()[0])}, "P2")
-        return
-    if bool(nonzero.any()):
-        factor = float(p[nonzero][0] / r[nonzero][0])
-        if factor not in (0.0, 1.0) and torch.equal(p, factor * r):
-            yield Explanation(f"positions are multiplied by {factor:g}", 0.0, 0.95, {"scale": factor}, "P5")
-            return
-    top = int(min(r.max(), 100_000))
-    base = int(r.min())
-    if top > base and int(p.max()) < top:
-        period = int(p.max()) - base + 1
-        if period > 1 and torch.equal((r - base) % period + base, p):
-            yield Explanation(f"positions restart at {base} every {period}", 0.0, 0.95, {"period": period}, "P2")
-            return
-    ranks = torch.unique(r, return_inverse=True)[1].to(torch.float64)
-    if not torch.equal(ranks, r) and torch.equal(ranks, p):
-        text = "positions count 0, 1, 2, … within the subset instead of the absolute indices"
-        yield Explanation(
-            text, 0.0, 0.95, {"reference": [round(float(v)) for v in distinct(r.flatten()[:64])[:8]]}, "P2"
-        )
 
 
 HYPOTHESES: tuple[Hypothesis, ...] = (

@@ -56,6 +56,11 @@ def comparable(ev: Evidence) -> bool:
     )
 
 
+def comparable_floats(ev: Evidence) -> bool:
+    """Say whether both values are comparable tensors of floating numbers, of one axis at least."""
+    return ev.reference.dim() >= 1 and ev.reference.is_floating_point() and comparable(ev)
+
+
 def confidence(ev: Evidence, residual: float, best: float = 0.97) -> float:
     """Return `best` for an exact fit (residual at the noise), falling to about two thirds of it at the limit."""
     exact = max(1e-3, 1.5 * noise(ev) / ev.error) if ev.error > 0 else 1e-3

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from parity.diagnose.rotary import Line, geometric_line
+
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rounded to bf16": lambda t: t.to(torch.bfloat16).to(torch.float64),
+    "rounded to fp16": lambda t: t.to(torch.float16).to(torch.float64),
+    "rounded down to a whole number": torch.floor,
+    "rounded to a whole number": torch.round,
+}
 
 
 @dataclass(frozen=True)

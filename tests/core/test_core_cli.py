@@ -87,7 +87,12 @@ def test_list(project, parity):
     status, out, _ = parity("list")
     assert status == 0
     assert "tiny  a user's own system" in out
-    for line in ("case tiny/one: a norm", "fault wide_eps: another eps", "variation nothing", "golden entry forward (reference)"):
+    for line in (
+        "case tiny/one: a norm",
+        "fault wide_eps: another eps",
+        "variation nothing",
+        "golden entry forward (reference)",
+    ):
         assert line in out
     listed = json.loads(parity("list", "--json")[1])
     assert [c["name"] for c in listed["tiny"]["cases"]] == ["tiny/one", "tiny/two"]
@@ -104,7 +109,9 @@ def test_run_a_right_port_and_a_wrong_one(project, parity):
     status, out, _ = parity("run", "tiny/one")
     assert status == 0
     assert "match" in out
-    status, out, _ = parity("run", "tiny/one", "--fault", "wide_eps", "--json", "r.json", "--junit", "r.xml", "--save", "traces")
+    status, out, _ = parity(
+        "run", "tiny/one", "--fault", "wide_eps", "--json", "r.json", "--junit", "r.xml", "--save", "traces"
+    )
     assert status == 1
     assert "parity DIVERGED: tiny/one" in out
     assert "norm" in out
@@ -309,8 +316,18 @@ def test_capture_a_script_and_compare_two_runs(tmp_path, parity):
     assert (status, "records in" in out) == (0, True)
     trace = load_trace(tmp_path / "a")
     assert trace.manifest.complete
-    assert [r.key for r in trace if ".in." not in r.site] == ["fc", "model", "fc@call=1", "model@call=1", "Linear.1.model"]
-    assert [r.key for r in trace if "model.in." in r.site] == ["model.in.x", "model.in.x@call=1", "Linear.1.model.in.input"]
+    assert [r.key for r in trace if ".in." not in r.site] == [
+        "fc",
+        "model",
+        "fc@call=1",
+        "model@call=1",
+        "Linear.1.model",
+    ]
+    assert [r.key for r in trace if "model.in." in r.site] == [
+        "model.in.x",
+        "model.in.x@call=1",
+        "Linear.1.model.in.input",
+    ]
     assert trace.tensor("fc") is None
     assert [r.order for r in trace] == list(range(len(trace)))
     parity("capture", script, "1.0", "--out", tmp_path / "full", "--full")
@@ -326,10 +343,14 @@ def test_capture_one_class_only(tmp_path, parity):
     (script := tmp_path / "script.py").write_text(SCRIPT.format(end=""))
     parity("capture", script, "1.0", "--out", tmp_path / "a", "--model", "Net", "--modules", "fc")
     assert load_trace(tmp_path / "a").sites() == ["fc.in.input", "fc"]
-    assert_usage(parity("capture", script, "1", "--out", tmp_path / "b", "--model", "Absent"), "called no module of class Absent")
+    assert_usage(
+        parity("capture", script, "1", "--out", tmp_path / "b", "--model", "Absent"), "called no module of class Absent"
+    )
 
 
-@pytest.mark.parametrize("end", ["raise ValueError('first\\nsecond')", "sys.exit(4)", "sys.exit('text')", "net(torch.ones(2, 7))"])
+@pytest.mark.parametrize(
+    "end", ["raise ValueError('first\\nsecond')", "sys.exit(4)", "sys.exit('text')", "net(torch.ones(2, 7))"]
+)
 def test_capture_of_a_script_that_fails_leaves_an_incomplete_trace(tmp_path, parity, end):
     (script := tmp_path / "script.py").write_text(SCRIPT.format(end=end))
     assert_usage(parity("capture", script, "1.0", "--out", tmp_path / "a"), "is incomplete", status=3)
@@ -341,7 +362,9 @@ def test_capture_of_a_script_that_fails_leaves_an_incomplete_trace(tmp_path, par
 
 
 def test_capture_a_callable(tmp_path, parity, monkeypatch):
-    (tmp_path / "script_module.py").write_text("import torch\nnet = torch.nn.Linear(2, 2)\n\ndef main():\n    net(torch.ones(1, 2))\n")
+    (tmp_path / "script_module.py").write_text(
+        "import torch\nnet = torch.nn.Linear(2, 2)\n\ndef main():\n    net(torch.ones(1, 2))\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert parity("capture", "script_module:main", "--out", "t")[0] == 0
     assert load_trace("t").sites() == ["model.in.input", "model"]
@@ -379,9 +402,18 @@ def golden(tmp_path) -> Path:
     x = noise(2, 8)
     y = x + torch.nn.functional.gelu(proj(norm(x)))
     tensors = {"inputs.x": x, "outputs.y": y.detach()}
-    tensors |= {f"weights.{n}.{k}": v.clone() for n, m in (("norm", norm), ("proj", proj)) for k, v in m.state_dict().items()}
+    tensors |= {
+        f"weights.{n}.{k}": v.clone() for n, m in (("norm", norm), ("proj", proj)) for k, v in m.state_dict().items()
+    }
     path = tmp_path / "g.safetensors"
-    meta = {"system": "tiny", "case": "one", "entry": "forward", "side": "reference", "config": '{"eps": 1e-5}', "seed": "0"}
+    meta = {
+        "system": "tiny",
+        "case": "one",
+        "entry": "forward",
+        "side": "reference",
+        "config": '{"eps": 1e-5}',
+        "seed": "0",
+    }
     save_file(tensors, path, meta)
     return path
 

@@ -259,7 +259,9 @@ def test_exit_statuses_cover_every_verdict():
 
 
 def test_maps_allowances_and_reasons():
-    names = parse_names([{"port": "q", "reference": "a", "layout": "r c -> c r"}, {"port": "drop", "ignore": "inactive"}])
+    names = parse_names(
+        [{"port": "q", "reference": "a", "layout": "r c -> c r"}, {"port": "drop", "ignore": "inactive"}]
+    )
     port = trace({"q": BASE["a"].t().contiguous(), "drop": noise(2), "c": BASE["c"]})
     found = align(trace({"a": BASE["a"], "c": BASE["c"], "alone": noise(3)}), port, names, {"al.*": "by design"})
     assert [(p.reference.site, p.how) for p in found.pairs] == [("a", "map"), ("c", "name")]
@@ -321,7 +323,11 @@ def test_a_pair_that_cannot_be_measured_is_not_silently_equal():
     """A record without tensor, hash and sketch says nothing: that is no match."""
     empty = Trace([Record("x", {}, "activation", 0, (4,), "float32")], Manifest(), MemorySource())
     result = parity.compare(trace({"x": noise(4)}), empty)
-    assert (result.verdict, result.coverage.compared, result.coverage.unaligned_reference) == ("incomparable", 0, ("x",))
+    assert (result.verdict, result.coverage.compared, result.coverage.unaligned_reference) == (
+        "incomparable",
+        0,
+        ("x",),
+    )
 
 
 def test_a_sketch_cannot_be_brought_to_another_layout_and_that_is_said():
@@ -364,7 +370,13 @@ def test_fixed_floors_by_dtype_and_by_hand():
     assert Floors(fixed=0.0).of(pair()) == 0.0
     assert coarser("float16", "bfloat16") == "bfloat16"
     assert coarser("float8_e4m3fn", "bfloat16") == "float8_e4m3fn"
-    assert FIXED["float64"] < FIXED["float32"] < FIXED["float16"] < FIXED["bfloat16"] < Floors().of(pair(dtypes=("float8_e5m2",) * 2))
+    assert (
+        FIXED["float64"]
+        < FIXED["float32"]
+        < FIXED["float16"]
+        < FIXED["bfloat16"]
+        < Floors().of(pair(dtypes=("float8_e5m2",) * 2))
+    )
 
 
 def test_the_references_own_error_is_the_ground_of_the_floor():
@@ -423,13 +435,29 @@ def test_a_result_comes_back_from_json(tmp_path):
     assert again.coverage == result.coverage
     assert repr(again.divergences) == repr(result.divergences)
     assert [math.isnan(r.isolated) for r in again.rows] == [True] * 4
-    assert [(r.key, r.floor, r.shape, r.dtype) for r in again.rows] == [(r.key, r.floor, r.shape, r.dtype) for r in result.rows]
+    assert [(r.key, r.floor, r.shape, r.dtype) for r in again.rows] == [
+        (r.key, r.floor, r.shape, r.dtype) for r in result.rows
+    ]
     assert {d.error for d in again.divergences if d.metric == "shape"} == {math.inf}
     assert again.to_json() == result.to_json()
     assert format_key(again.first.site, again.first.coords) == again.first.key
 
 
-@pytest.mark.parametrize("text", ["", "[", "[1]", "5", '"x"', "{}", '{"results": 5}', '{"results": [5]}', '{"verdict": "match"}', '{"verdict": 1, "coverage": 5}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "[1]",
+        "5",
+        '"x"',
+        "{}",
+        '{"results": 5}',
+        '{"results": [5]}',
+        '{"verdict": "match"}',
+        '{"verdict": 1, "coverage": 5}',
+    ],
+)
 def test_an_unreadable_result_is_one_line(tmp_path, text):
     path = tmp_path / "r.json"
     path.write_text(text)

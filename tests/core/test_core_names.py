@@ -47,7 +47,10 @@ def test_parts_of_a_split_are_views_in_the_reference_layout(names):
     fused = noise(2, 5, 9)
     parts = [t.to_reference(fused) for t in names.targets("blocks.0.qkv")]
     assert torch.equal(torch.cat(parts, -1), fused)
-    assert all(p.data_ptr() >= fused.data_ptr() and p.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr() for p in parts)
+    assert all(
+        p.data_ptr() >= fused.data_ptr() and p.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
+        for p in parts
+    )
     q, kv = (t.to_reference(noise(2, 6, 3)) for t in names.targets("gqa"))
     assert (q.shape, kv.shape) == ((2, 4, 3), (2, 2, 3))
 
@@ -151,7 +154,10 @@ def test_maps_are_read_from_yaml_and_json(tmp_path):
     assert load_names(file).targets("x") == (Target("y"),)
 
 
-@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system ['touch exploded']", "- port: a\n  reference: b\n bad", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["a: [", "!!python/object/apply:os.system ['touch exploded']", "- port: a\n  reference: b\n bad", b"\xff\xfe\x00"],
+)
 def test_an_unreadable_map_is_one_clear_line(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "names.yaml"

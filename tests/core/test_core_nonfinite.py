@@ -93,7 +93,9 @@ def test_half_precision_overflows():
 
 
 def test_a_norm_of_half_precision_overflows_inside():
-    found = parity.find_nonfinite(model(lambda x: x / x.pow(2).mean(-1, keepdim=True).sqrt()), (torch.full((1, 8), 400.0).half(),))
+    found = parity.find_nonfinite(
+        model(lambda x: x / x.pow(2).mean(-1, keepdim=True).sqrt()), (torch.full((1, 8), 400.0).half(),)
+    )
     assert found.operation.startswith("pow(")
 
 
@@ -156,7 +158,9 @@ def test_any_callable_and_keywords():
     assert "(no module)" in found.text
 
 
-@pytest.mark.parametrize("target", ["absent_module:make", "math:absent", "math:floor_and_more", "core_models:noise_maker"])
+@pytest.mark.parametrize(
+    "target", ["absent_module:make", "math:absent", "math:floor_and_more", "core_models:noise_maker"]
+)
 def test_a_wrong_target_is_one_line(target):
     with pytest.raises(CaseError, match="cannot load"):
         nonfinite_command(target, None)

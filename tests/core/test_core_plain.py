@@ -36,7 +36,10 @@ def save(path: Path, keys: list[str] | dict[str, torch.Tensor], **metadata: str)
 WORD = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="@,="), min_size=1, max_size=8)
 
 
-@given(site=st.text(max_size=20).filter(lambda s: "@" not in s), coords=st.dictionaries(WORD, st.integers(-5, 10**6), max_size=4))
+@given(
+    site=st.text(max_size=20).filter(lambda s: "@" not in s),
+    coords=st.dictionaries(WORD, st.integers(-5, 10**6), max_size=4),
+)
 def test_a_key_is_parsed_back(site, coords):
     assert parse_key(format_key(site, coords)) == (site, coords)
 
@@ -95,7 +98,9 @@ def test_without_it_natural_order_is_assumed_and_said(tmp_path):
     trace = load_trace(save(tmp_path / "t.safetensors", ["z", "blocks.10", "blocks.2"]))
     assert trace.sites() == ["blocks.2", "blocks.10", "z"]
     assert trace.manifest.order_assumed
-    port = load_trace(save(tmp_path / "p.safetensors", {k: noise(2, 3, seed=9) for k in ("z", "blocks.10", "blocks.2")}))
+    port = load_trace(
+        save(tmp_path / "p.safetensors", {k: noise(2, 3, seed=9) for k in ("z", "blocks.10", "blocks.2")})
+    )
     result = parity.compare(trace, port)
     assert result.first.site == "blocks.2"
     assert any("natural order of its keys was assumed" in note for note in result.notes)
@@ -166,14 +171,22 @@ def test_every_dtype_that_a_file_can_hold(tmp_path, dtype):
 def test_integers_of_a_plain_file_compare_exactly(tmp_path):
     one = {"ids": torch.arange(100000, 100006).to(torch.uint32)}
     other = {"ids": one["ids"].long().add(torch.tensor([0, 0, 1, 0, 0, 0])).to(torch.uint32)}
-    result = parity.compare(load_trace(save(tmp_path / "a.safetensors", one)), load_trace(save(tmp_path / "b.safetensors", other)))
+    result = parity.compare(
+        load_trace(save(tmp_path / "a.safetensors", one)), load_trace(save(tmp_path / "b.safetensors", other))
+    )
     assert result.verdict == "diverged"
     assert result.first.metric == "mismatches"
     assert result.first.index == (2,)
 
 
 def test_kinds_are_guessed_from_names(tmp_path):
-    kinds = {"mask": "attn.keep_mask", "schedule": "sigmas", "rope": "rope.freqs_cos", "latent": "latents", "activation": "x"}
+    kinds = {
+        "mask": "attn.keep_mask",
+        "schedule": "sigmas",
+        "rope": "rope.freqs_cos",
+        "latent": "latents",
+        "activation": "x",
+    }
     trace = load_trace(save(tmp_path / "t.safetensors", list(kinds.values())))
     assert {r.site: r.kind for r in trace} == {site: kind for kind, site in kinds.items()}
 

@@ -59,7 +59,9 @@ def structured(kind: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("columns", [64, 1021, 2 * 1021, 1019])
-@pytest.mark.parametrize("kind", ["bias in every row", "one channel", "one row", "constant", "alternating", "offset of a row"])
+@pytest.mark.parametrize(
+    "kind", ["bias in every row", "one channel", "one row", "constant", "alternating", "offset of a row"]
+)
 def test_structured_errors_are_estimated_as_well(kind, columns):
     x = noise(96, columns, seed=2)
     d = structured(kind, (96, columns))

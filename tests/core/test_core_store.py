@@ -71,7 +71,9 @@ def test_a_trace_comes_back_as_it_was(data, tmp_path_factory):
         axes={"frame": 3},
     )
     trace = Trace(manifest=manifest)
-    keys = data.draw(st.lists(st.tuples(SITES, COORDS), min_size=1, max_size=6, unique_by=lambda k: (k[0], *k[1].items())))
+    keys = data.draw(
+        st.lists(st.tuples(SITES, COORDS), min_size=1, max_size=6, unique_by=lambda k: (k[0], *k[1].items()))
+    )
     for i, (site, coords) in enumerate(keys):
         dtype = data.draw(st.sampled_from(DTYPES))
         value = (noise(2, 3, seed=i) * 3).to(dtype)
@@ -205,7 +207,9 @@ def test_a_missing_shard(folder):
     assert_one_line(folder, "lists 1 shards, 0 are there")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\ud800".encode("utf-8", "surrogatepass"), "{}", '{"format": "other"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '"x"', "\ud800".encode("utf-8", "surrogatepass"), "{}", '{"format": "other"}']
+)
 def test_a_malformed_manifest(folder, text):
     (folder / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert_one_line(folder, "no JSON|no parity manifest")
@@ -316,7 +320,9 @@ def test_a_tensor_that_went_away_after_opening(folder, tmp_path):
     assert source.get("b") is None
 
 
-@pytest.mark.parametrize("site", ["../../escape", "/etc/passwd", "a\nb", "<script>", "", "\x00", "[bold]x", "a" * 3000, "名前"])
+@pytest.mark.parametrize(
+    "site", ["../../escape", "/etc/passwd", "a\nb", "<script>", "", "\x00", "[bold]x", "a" * 3000, "名前"]
+)
 def test_hostile_names_are_only_names(tmp_path, site):
     write_trace(Trace([record(0, site)]), tmp_path / "t")
     assert load_trace(tmp_path / "t").sites() == [site]

@@ -238,6 +238,8 @@ def test_rounding_vanishes_and_bugs_stay():
     deployed = [Norm(1e-6, True)(x), Norm(1e-6, False)(x)]
     assert not torch.equal(*deployed)
     with keep_double():
-        plain, casting, wrong = (upcast_in_place(m)(x.double()) for m in (Norm(1e-6, False), Norm(1e-6, True), Norm(1e-4, True)))
+        plain, casting, wrong = (
+            upcast_in_place(m)(x.double()) for m in (Norm(1e-6, False), Norm(1e-6, True), Norm(1e-4, True))
+        )
     assert torch.allclose(plain, casting, rtol=1e-13, atol=0)
     assert float((wrong - plain).norm() / plain.norm()) > 1e-5

@@ -253,12 +253,13 @@ def _names(names: Names) -> NameMap:
 def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str, ...]]:
     """Align two models that nobody wrote a map for: from names, weights, values, order and shapes of one run, in float64 where they can."""
     from parity.infer import infer_names
+    from parity.matching import NEAR
 
-    upcast = True
+    upcast, tolerance = True, 1e-5
     try:
         reference, port = (run_side(case, which, setting, upcast=True) for which in ("reference", "port"))
     except SideError:
-        upcast = False
+        upcast, tolerance = False, NEAR
         reference, port = (run_side(case, which, setting) for which in ("reference", "port"))
 
     def rerun(names: NameMap) -> Trace:
@@ -267,7 +268,7 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str,
         ).trace
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
-    names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun)
+    names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance)
     return replace(case, names=names), notes
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from parity.matching import Layouts, Matches, agree, match_between, match_siblings, match_templates, match_values
+from parity.matching import NEAR, Layouts, Matches, agree, match_between, match_siblings, match_templates, match_values, module_of
 from parity.names import NameMap, Rule, Split
 from parity.trace import Record, Trace
 from parity.weight_pairs import Fusion, WeightMatch, held_leaves, match_weights
@@ -32,17 +32,23 @@ class Sides:
     port: Trace
     refs: Mapping[str, Record]
     ports: Mapping[str, Record]
+    tolerance: float  # of moments of equal values
 
 
 def infer_names(
-    reference: Trace, port: Trace, ref_root: nn.Module, port_root: nn.Module, rerun: Rerun | None = None
+    reference: Trace,
+    port: Trace,
+    ref_root: nn.Module,
+    port_root: nn.Module,
+    rerun: Rerun | None = None,
+    tolerance: float = NEAR,
 ) -> tuple[NameMap, tuple[str, ...]]:
     """Return a map from port sites to reference sites, and notes on the evidence.
 
     Both traces come from one run of the two models on the same inputs; only the first record of each site is looked at. `rerun` runs the port again under a
-    map, with the reference's value put in place of each that the map aligns.
+    map, with the reference's value put in place of each that the map aligns. `tolerance` is what moments of equal values may be off by.
     """
-    sides = Sides(reference, port, _firsts(reference), _firsts(port))
+    sides = Sides(reference, port, _firsts(reference), _firsts(port), tolerance)
     ref_ran, port_ran = _ran(reference), _ran(port)
     weights = match_weights(ref_root, port_root, ref_ran, port_ran)
     fused = {leaf: f for leaf, f in weights.fused.items() if _is_fused(leaf, f, sides)}
@@ -55,7 +61,8 @@ def infer_names(
             matches.add(site, site, "name")
     _match_modules(matches, modules, sides.refs, sides.ports)
     match_templates(matches, list(sides.refs), [s for s in sides.ports if s not in fused])
-    _match_what_is_left(matches, fused, sides, reference, port)
+    if rerun is None or not modules:  # values of a free run are all that there is; a fault may have changed every one that follows it
+        _match_what_is_left(matches, fused, sides, reference, port)
     layouts: Known = {}
     if rerun is not None and (_loose(matches, fused, sides) or not _all_layouts_known(matches, sides)):
         names, layouts = _write_map(matches, fused, sides, layouts, sure=True)
@@ -140,7 +147,7 @@ def _match_what_is_left(matches: Matches, fused: Mapping[str, Fusion], sides: Si
     """Pair by values, then carry the pairs over to the same place in other blocks and to the other sites of the same module."""
     loose = [p for p in sides.ports.values() if p.site not in fused]
     left = [r for r in sides.refs.values() if r.site not in matches.taken]
-    match_values(matches, reference, port, left, [p for p in loose if p.site not in matches.found])
+    match_values(matches, reference, port, left, [p for p in loose if p.site not in matches.found], sides.tolerance)
     match_templates(matches, list(sides.refs), [p.site for p in loose])
     match_siblings(matches, sides.refs, {p.site: p for p in loose})
 
@@ -177,13 +184,13 @@ def _firsts(trace: Trace) -> dict[str, Record]:
 
 def _ran(trace: Trace) -> set[str]:
     """Return the paths of the modules that ran (the root has the empty path)."""
-    return {"" if record.module == "model" else record.module for record in trace}
+    return {"" if module_of(record) == "model" else module_of(record) for record in trace}
 
 
 def _by_module(records: Mapping[str, Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in records.values():
-        found.setdefault(record.module, []).append(record)
+        found.setdefault(module_of(record), []).append(record)
     return found
 
 

@@ -21,7 +21,7 @@ from parity.layouts import find_layout
 from parity.names import Target
 from parity.trace import Record, Trace
 
-_NEAR = 2e-4
+NEAR = 2e-4
 _SAME = 1e-4  # of the same quantity on the same inputs, up to the noise of float32
 _FEWEST = 4  # values of fewer elements prove nothing
 
@@ -74,7 +74,9 @@ def type_key(site: str, record: Record) -> str:
 # -- by value ---------------------------------------------------------------------------------------------------------
 
 
-def match_values(matches: Matches, reference: Trace, port: Trace, refs: Sequence[Record], ports: Sequence[Record]) -> None:
+def match_values(
+    matches: Matches, reference: Trace, port: Trace, refs: Sequence[Record], ports: Sequence[Record], tolerance: float = NEAR
+) -> None:
     """Pair sites whose first records hold the same numbers, in order of execution; the first free partner of equal coordinates wins."""
     pool: dict[tuple[int, str], list[tuple[Record, tuple[float, ...]]]] = {}
     for record in _firsts(refs):
@@ -86,7 +88,7 @@ def match_values(matches: Matches, reference: Trace, port: Trace, refs: Sequence
         if moments is None or record.site in matches.found:
             continue
         candidates = pool.get((math.prod(record.shape), str(dict(record.coords))), [])
-        equal = [r for r, other in candidates if r.site not in matches.taken and near(moments, other)]
+        equal = [r for r, other in candidates if r.site not in matches.taken and near(moments, other, tolerance)]
         if equal:
             best = max(equal, key=lambda r: (r.role == record.role, _alike(r.site, record.site), -r.order))
             matches.add(record.site, best.site, "value")
@@ -103,26 +105,39 @@ def moments_of(record: Record, trace: Trace) -> tuple[float, ...] | None:
     s = record.stats
     if s is None or s.count == 0 or s.min == s.max:
         return None
-    return (max(abs(s.min), abs(s.max)), s.sum / s.count, s.sumsq / s.count, s.max, 1.0)
+    return (max(abs(s.min), abs(s.max)), s.sum / s.count, s.sumsq / s.count, s.max, s.max - s.min)
 
 
 def moments(value: Tensor) -> tuple[float, ...]:
-    """Largest magnitude, mean, mean square, maximum, and a measure of spread (0 for constants)."""
+    """Largest magnitude, mean, mean square, maximum, spread (0 for constants), and two that statistics do not hold.
+
+    The last ones tell normalised values apart, whose means and mean squares are all alike.
+    """
     if value.is_complex():
         value = torch.view_as_real(value.resolve_conj())
     wide = torch.nan_to_num(value.detach().double().flatten(), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = torch.aminmax(wide)
     n = wide.numel()
-    return (float(wide.abs().max()), float(wide.sum()) / n, float(wide.dot(wide)) / n, float(high), float(high - low))
+    size = wide.abs()
+    scale = float(size.max())
+    wave = float(torch.sin(wide * (3.7 / scale)).sum()) / n * scale if scale > 0 else 0.0
+    mean_square = float(wide.dot(wide)) / n
+    return (scale, float(wide.sum()) / n, mean_square, float(high), float(high - low), float(size.sum()) / n, wave)
 
 
-def near(a: tuple[float, ...], b: tuple[float, ...], tolerance: float = _NEAR) -> bool:
+def near(a: tuple[float, ...], b: tuple[float, ...], tolerance: float = NEAR) -> bool:
     """Tell whether two sets of moments agree up to rounding, on the scale of the values."""
     scale = max(a[0], b[0])
     if scale == 0:
         return a[0] == b[0]
-    limits = (scale, scale, scale * scale, scale)
-    return all(abs(x - y) <= tolerance * limit for x, y, limit in zip(a, b, limits, strict=False))
+    known = list(zip(a, b, strict=False))  # statistics alone have fewer
+    return all(abs(x - y) <= tolerance * (scale * scale if i == 2 else scale) for i, (x, y) in enumerate(known))
+
+
+def module_of(record: Record) -> str:
+    """Return the module whose call shows the record: an input belongs to the module that gets it (its `module` is the caller that made it)."""
+    module, found, _ = record.site.partition(".in.")
+    return module if found and record.role == "in" else record.module
 
 
 def _firsts(records: Sequence[Record]) -> list[Record]:
@@ -229,24 +244,24 @@ def _increasing(anchors: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def match_siblings(matches: Matches, refs: Mapping[str, Record], ports: Mapping[str, Record]) -> None:
-    """Pair the other sites of a module one site of which is paired: equal endings (`.1`, `.in.x`), or the only ones of their role and size."""
+    """Pair the other sites of a module one site of which is paired: those with equal endings (`.1`, `.in.x`)."""
     partners: dict[str, Counter[str]] = {}
     for site, (ref, _) in matches.found.items():
         if site in ports and ref in refs and ports[site].role == refs[ref].role:
-            partners.setdefault(ports[site].module, Counter())[refs[ref].module] += 1
+            partners.setdefault(module_of(ports[site]), Counter())[module_of(refs[ref])] += 1
     claimed = Counter(max(votes, key=votes.__getitem__) for votes in partners.values())
     by_module: dict[str, list[Record]] = {}
     for r in refs.values():
-        by_module.setdefault(r.module, []).append(r)
+        by_module.setdefault(module_of(r), []).append(r)
     for p in ports.values():
-        votes = partners.get(p.module)
+        votes = partners.get(module_of(p))
         if p.site in matches.found or not votes:
             continue
         module = max(votes, key=votes.__getitem__)
         if claimed[module] > 1 or len(votes) > 1:
             continue
         for r in by_module.get(module, []):
-            ending = p.site.removeprefix(p.module)
+            ending = p.site.removeprefix(module_of(p))
             if r.site == module + ending and r.role == p.role and math.prod(r.shape) == math.prod(p.shape):
                 matches.add(p.site, r.site, "module")
                 break

@@ -179,6 +179,14 @@ def _padding(r: Tensor, p: Tensor) -> Change | None:
     extra, missing = rows_p & ~rows_r, rows_r & ~rows_p
     if bool(extra.any()) and bool(missing.any()):
         return None
+    if not bool(missing.any()) and r.dim() >= 2 and r.shape[-2] > 1:
+        never = ~r.any(-2, keepdim=True).expand_as(r)
+        if not bool(((p & ~r) & ~never).any()):
+            more = torch.nonzero(extra.any(0)).flatten()
+            text = (
+                f"keys {_short(more)}, which no query of the reference sees, are visible (padding or unwritten slots)"
+            )
+            return Change("A2", text, {"extra": _short(more)}, 0.92)
     different = torch.nonzero((rows_r != rows_p).any(-1)).flatten()
     if (
         len(different) < len(rows_r)
@@ -205,13 +213,6 @@ def _padding(r: Tensor, p: Tensor) -> Change | None:
         text = f"keys {_short(gone)} are missing: the port sees {len(theirs)} keys, the reference {len(ours)}"
         return Change("K6", text, values | {"missing": _short(gone)}, 0.75)
     more = torch.nonzero(extra[row]).flatten()
-    if r.dim() >= 2 and r.shape[-2] > 1:
-        never = ~r.any(-2, keepdim=True).expand_as(r)
-        if not bool(((p & ~r) & ~never).any()):
-            text = (
-                f"keys {_short(more)}, which no query of the reference sees, are visible (padding or unwritten slots)"
-            )
-            return Change("A2", text, values | {"extra": _short(more)}, 0.92)
     if bool(rows_p[row].all()):
         text = f"keys {_short(more)} are visible although the reference hides them (padding or unwritten slots)"
         return Change("A2", text, values | {"extra": _short(more)}, 0.9)

@@ -137,6 +137,8 @@ def _constant_frequencies(zr: Tensor, zp: Tensor, found: list[Band], tolerance: 
     """P5 on an axis along which this record does not move (one frame): both sides turn by n·ω_j with other ω."""
     moving = set().union(*(band.columns.tolist() for band in found)) if found else set()
     still = torch.tensor([j for j in range(zr.shape[1]) if j not in moving], dtype=torch.long)
+    turned = ((zr - 1).abs() + (zp - 1).abs()).amax(0) > tolerance  # an axis at position 0 says nothing
+    still = still[turned[still]]
     if len(still) < 3 or (moving and not same_table(zp[:, sorted(moving)], zr[:, sorted(moving)], tolerance)):
         return
     rows_r, rows_p = zr[:, still], zp[:, still]
@@ -209,7 +211,7 @@ def _rule(ours: Tensor, theirs: Tensor, others: list[Tensor]) -> tuple[str, str,
     if _same_set(ours, table):
         return "position axes", "P3", "positions are those of the grid walked in another order", table, values
     whole = ours - ours[0]
-    for period in range(2, int(whole.max()) + 1):
+    for period in range(2, min(int(whole.max()), 4096) + 1):
         if torch.equal(torch.remainder(whole, period).round(), steps):
             return (
                 "positions restart",
@@ -218,7 +220,7 @@ def _rule(ours: Tensor, theirs: Tensor, others: list[Tensor]) -> tuple[str, str,
                 table,
                 values | {"period": period},
             )
-    for period in range(2, len(ours)):
+    for period in range(2, min(len(ours), 4096)):
         if bool((steps == steps[torch.arange(len(ours)) % period]).all()):
             text = f"positions restart every {period} rows"
             return "positions restart", "P2", text, table, values | {"rows": period}

@@ -36,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None, scale: f
     return logits.softmax(-1) @ v
 
 
-B, H, I, J, D = 2, 4, 10, 14, 8
+B, H, I, J, D = 2, 4, 10, 14, 8  # noqa: E741
 Q, K, V = normal(B, H, I, D, seed=1), normal(B, H, J, D, seed=2), normal(B, H, J, D, seed=3)
 PAD = torch.arange(J) < torch.tensor([[9], [12]])
 KEEP = PAD[:, None, None]
@@ -112,7 +112,8 @@ def test_other_layouts(merge: str) -> None:
 
     ev = evidence(view(FREE), view(attend(Q, K, V, scale=1.0)), *(view(x) for x in (Q, K, V)))
     class_id, found = top(ev)
-    assert class_id == "A5" and math.isclose(found.parameters["scale"], 1.0, rel_tol=1e-4)
+    assert class_id == "A5"
+    assert math.isclose(found.parameters["scale"], 1.0, rel_tol=1e-4)
 
 
 def test_parameters_are_read_back() -> None:
@@ -130,7 +131,9 @@ def test_kv_heads_tiled() -> None:
     assert top(evidence(r, p, k=k, v=v))[0] == "A6"
     assert top(evidence(r, p, k=k.repeat_interleave(2, 1), v=v.repeat_interleave(2, 1)))[0] == "A6"
     alone = top(Evidence(reference=r, port=p))
-    assert alone[0] == "A6" and alone[1].confidence < 0.7 and alone[1].parameters["heads"] == [0, 3]
+    assert alone[0] == "A6"
+    assert alone[1].confidence < 0.7
+    assert alone[1].parameters["heads"] == [0, 3]
 
 
 def test_keys_before_rotation() -> None:
@@ -154,7 +157,93 @@ def test_fused_call_gives_the_roles() -> None:
         port_ops=ops[1],
     )
     class_id, found = top(ev)
-    assert class_id == "A5" and math.isclose(found.parameters["scale"], 0.5, rel_tol=1e-3)
+    assert class_id == "A5"
+    assert math.isclose(found.parameters["scale"], 0.5, rel_tol=1e-3)
+
+
+def decomposed(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, keep: Tensor | None = None, low: float = -math.inf
+) -> tuple[Op, ...]:
+    """The operations of attention written out: product, scale, mask, softmax, product."""
+    b, h, i, _d = q.shape
+    flat = [x.reshape(b * h, *x.shape[2:]) for x in (q, k.transpose(-1, -2), v)]
+    raw = flat[0] @ flat[1]
+    scaled = raw.reshape(b, h, i, -1) * scale
+    hidden = scaled if keep is None else scaled.masked_fill(~keep, low)
+    weight = hidden.softmax(-1)
+    out = weight.reshape(b * h, i, -1) @ flat[2]
+    return (
+        Op("bmm", (flat[0], flat[1]), (raw,)),
+        Op("mul", (raw.reshape(b, h, i, -1),), (scaled,), {"other": scale}),
+        Op("softmax", (hidden,), (weight,), {"dim": -1}),
+        Op("bmm", (weight.reshape(b * h, i, -1), flat[2]), (out,)),
+    )
+
+
+def arguments(ours: tuple[Op, ...], theirs: tuple[Op, ...], **more: object) -> Evidence:
+    """Both sides' values behind a projection that hides the attention; only the operations show it."""
+    mix = normal(H * D, H * D, seed=77)
+    r, p = (ops[-1].outputs[0].reshape(B, H, I, D).transpose(1, 2).flatten(2) @ mix for ops in (ours, theirs))
+    return Evidence(reference=r, port=p, ref_ops=ours, port_ops=theirs, **more)  # type: ignore[arg-type]
+
+
+SCALE = D**-0.5
+RULED = decomposed(Q, K, V, SCALE)
+ARGUMENTS = {
+    "scale": (arguments(RULED, decomposed(Q, K, V, 1.0)), "A5"),
+    "mask": (arguments(decomposed(Q, K, V, SCALE, KEEP), RULED), "A2"),
+    "mask with a finite minimum": (
+        arguments(decomposed(Q, K, V, SCALE, KEEP, -3e38), decomposed(Q, K, V, SCALE, ~KEEP, -3e38)),
+        "A2",
+    ),
+    "history": (arguments(RULED, decomposed(Q, K[:, :, 4:], V[:, :, 4:], SCALE)), "K3"),
+    "zero keys": (
+        arguments(RULED, decomposed(Q, torch.cat([K, 0 * K[:, :, :2]], 2), torch.cat([V, 0 * V[:, :, :2]], 2), SCALE)),
+        "A2",
+    ),
+    "k and v": (arguments(RULED, decomposed(Q, V, K, SCALE)), "W3"),
+    "tiled heads": (
+        arguments(
+            decomposed(Q, K[:, [0, 0, 1, 1]], V[:, [0, 0, 1, 1]], SCALE),
+            decomposed(Q, K[:, [0, 1, 0, 1]], V[:, [0, 1, 0, 1]], SCALE),
+        ),
+        "A6",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_of_calls(case: str) -> None:
+    ev, class_id = ARGUMENTS[case]
+    assert top(ev)[0] == class_id, explain(ev)
+
+
+def test_operand_of_a_call_is_explained_further() -> None:
+    before = 3 * Q * (1 + normal(B, H, I, 1, seed=5).abs())
+    ours = (Op("rsqrt", (before,), (rms(before),)), *decomposed(rms(before), K, V, SCALE))
+    class_id, found = top(arguments(ours, decomposed(before, K, V, SCALE)))
+    assert class_id == "A7"
+    assert "queries" in found.text
+
+
+def test_fused_call_against_written_out() -> None:
+    out = attend(Q, K, V, KEEP)
+    fused = (Op("scaled_dot_product_attention", (Q, K, V, KEEP), (out,), {"scale": SCALE, "is_causal": False}),)
+    ours = decomposed(Q, K, V, SCALE)
+    last = Op("view", (out,), (out.reshape(B * H, I, D),))
+    assert top(arguments(ours, (*fused, last)))[0] == "A2"
+    same = decomposed(Q, K, V, SCALE, KEEP)
+    assert not explain(arguments(same, (*fused, last)))
+
+
+def test_window_of_padded_samples() -> None:
+    keep = (TRI & (WINDOW < 5))[None, None].repeat(2, 1, 1, 1)
+    keep[0, 0, :, :3] = False
+    more = (TRI & (WINDOW < 6))[None, None].repeat(2, 1, 1, 1)
+    more[0, 0, :, :3] = False
+    assert top(Evidence(reference=keep, port=more, kind="mask"))[0] == "A11"
+    seen = (TRI & (WINDOW < 5))[None, None].repeat(2, 1, 1, 1)
+    assert top(Evidence(reference=keep, port=seen, kind="mask"))[0] == "A2"
 
 
 def test_kernel_fault() -> None:
@@ -182,7 +271,8 @@ def test_norm_scope(groups: int, gain: bool) -> None:
     more = {"parameters": {"w": (w, w)}} if gain else {}
     r, p = (y * w if gain else y for y in (rms(x), rms(x, groups)))
     class_id, found = top(Evidence(reference=r, port=p, **more))  # type: ignore[arg-type]
-    assert class_id == "A7" and found.parameters == {"reference_groups": 1, "port_groups": groups}
+    assert class_id == "A7"
+    assert found.parameters == {"reference_groups": 1, "port_groups": groups}
 
 
 def test_norm_scope_with_heads_apart() -> None:
@@ -201,7 +291,8 @@ def test_head_axis() -> None:
     class_id, found = top(Evidence(reference=r, port=FREE.reshape(B, I, H * D)))
     assert class_id == "A10"
     class_id, found = top(Evidence(reference=FREE, port=FREE[:, [2, 0, 1, 3]]))
-    assert class_id == "A10" and found.parameters["order"] == [2, 0, 1, 3]
+    assert class_id == "A10"
+    assert found.parameters["order"] == [2, 0, 1, 3]
 
 
 def test_fully_masked_rows() -> None:
@@ -240,7 +331,8 @@ def test_mask_records(case: str, form: str) -> None:
 
 def test_counts_of_visible_keys() -> None:
     class_id, found = top(Evidence(reference=torch.tensor(64), port=torch.tensor(48), kind="mask"))
-    assert class_id == "K6" and found.parameters == {"reference": 64, "port": 48}
+    assert class_id == "K6"
+    assert found.parameters == {"reference": 64, "port": 48}
 
 
 def test_near_misses_are_silent() -> None:
@@ -278,7 +370,8 @@ def test_rounding_is_silent(heads: int, length: int, size: int, dtype: torch.dty
 def test_scale_is_always_read_back(heads: int, length: int, ratio: float, dtype: torch.dtype, seed: int) -> None:
     q, k, v = (normal(1, heads, length, 8, seed=seed + n).to(dtype) for n in range(3))
     class_id, found = top(evidence(attend(q, k, v), attend(q, k, v, scale=ratio * 8**-0.5), q, k, v))
-    assert class_id == "A5" and math.isclose(found.parameters["ratio"], ratio, rel_tol=1e-2)
+    assert class_id == "A5"
+    assert math.isclose(found.parameters["ratio"], ratio, rel_tol=1e-2)
 
 
 @pytest.mark.parametrize(

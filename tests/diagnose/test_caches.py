@@ -127,10 +127,12 @@ def test_index_that_does_not_advance() -> None:
     ref = series({(f, s): ids(f) for f in range(4) for s in range(3)})
     frozen = Evidence(reference=ids(1), port=ids(0), kind="schedule", coords={"frame": 1, "step": 0}, ref_at=ref)  # type: ignore[arg-type]
     class_id, found = top(frozen)
-    assert class_id == "P2" and "does not advance" in found.text
+    assert class_id == "P2"
+    assert "does not advance" in found.text
     started = Evidence(reference=ids(0), port=ids(1), kind="schedule", coords={"frame": 0, "step": 0}, ref_at=ref)  # type: ignore[arg-type]
     class_id, found = top(started)
-    assert class_id == "P2" and "starts at 1" in found.text
+    assert class_id == "P2"
+    assert "starts at 1" in found.text
     early = Evidence(
         reference=ids(0),
         port=ids(1),
@@ -140,7 +142,8 @@ def test_index_that_does_not_advance() -> None:
         port_at=ref,  # type: ignore[arg-type]
     )
     class_id, found = top(early)
-    assert class_id == "P2" and "too early" in found.text
+    assert class_id == "P2"
+    assert "too early" in found.text
 
 
 @pytest.mark.parametrize(
@@ -160,13 +163,29 @@ def test_stale_values(axis: str, kind: str, class_id: str) -> None:
 
     ev = Evidence(reference=KV, port=OLD, kind=kind, coords={axis: 3}, ref_at=at)
     found = top(ev)
-    assert found[0] == class_id and (found[1].parameters["here"], found[1].parameters["there"]) == (3, 2)
+    assert found[0] == class_id
+    assert (found[1].parameters["here"], found[1].parameters["there"]) == (3, 2)
+
+
+def test_unrotated_keys_without_geometric_frequencies() -> None:
+    """Spatial bands are linear in the frequency, and the rotated result may be written out half-split."""
+    theta = torch.linspace(-0.9, 0.9, 10, dtype=torch.float64)[:, None] * torch.tensor([3.1, 5.9, 8.8, 11.7])
+    rotated = turned(KV, theta)
+    split = torch.cat([rotated[..., 0::2], rotated[..., 1::2]], -1)
+    assert top(cache(split, KV))[0] == "K7"
+
+
+def test_slots_written_twice() -> None:
+    empty = with_zeros(KV, [0, 1, 2, 3, 4])
+    doubled = KV[:, :, [5, 5, 6, 6, 7, 7, 8, 8, 9, 9]]
+    assert top(cache(empty, doubled))[0] == "K1"
 
 
 def test_noise_level_of_the_context() -> None:
     x, n = normal(2, 60), normal(2, 60, seed=1)
     class_id, found = top(Evidence(reference=x, port=0.8 * x + 0.2 * n, kind="latent", inputs={"n": n}))
-    assert class_id == "K2" and math.isclose(found.parameters["sigma"], 0.2, rel_tol=1e-3)
+    assert class_id == "K2"
+    assert math.isclose(found.parameters["sigma"], 0.2, rel_tol=1e-3)
     ev = Evidence(reference=torch.zeros(1), port=torch.full((1,), 0.32), kind="schedule")
     assert top(ev)[0] == "K2"
 
@@ -202,7 +221,8 @@ def test_roll_is_always_read_back(slots: int, heads: int, roll: int, dtype: torc
         return
     x = normal(1, heads, slots, 8, seed=seed).to(dtype)
     class_id, found = top(cache(x, x.roll(roll, 2)))
-    assert class_id == "K1" and (found.parameters["roll"] - roll) % slots == 0
+    assert class_id == "K1"
+    assert (found.parameters["roll"] - roll) % slots == 0
 
 
 @settings(max_examples=15, deadline=None)

@@ -121,7 +121,8 @@ def test_both_eps_are_read_back() -> None:
 
 def test_eps_without_the_input() -> None:
     class_id, found = top(Evidence(reference=rms(X, 1e-4), port=rms(X, 1e-3)))
-    assert class_id == "N1" and math.isclose(found.parameters["ratio"], 10, rel_tol=0.02)
+    assert class_id == "N1"
+    assert math.isclose(found.parameters["ratio"], 10, rel_tol=0.02)
 
 
 def test_activation_between_projections() -> None:
@@ -129,7 +130,8 @@ def test_activation_between_projections() -> None:
     r, p = (f(H @ first.T + b1) @ last.T + b2 for f in (functional.gelu, functional.silu))
     parameters = {name: (value, value) for name, value in {"a": first, "b": b1, "c": last, "d": b2}.items()}
     class_id, found = top(Evidence(reference=r, port=p, inputs={"x": H}, parameters=parameters))
-    assert class_id == "N2" and found.parameters == {"reference": "exact (erf) GELU", "port": "SiLU"}
+    assert class_id == "N2"
+    assert found.parameters == {"reference": "exact (erf) GELU", "port": "SiLU"}
 
 
 def test_activation_missing_before_a_projection() -> None:
@@ -138,7 +140,8 @@ def test_activation_missing_before_a_projection() -> None:
         reference=functional.silu(H) @ weight.T, port=H @ weight.T, inputs={"x": H}, parameters={"w": (weight, weight)}
     )
     class_id, found = top(ev)
-    assert class_id == "N5" and "missing" in found.text
+    assert class_id == "N5"
+    assert "missing" in found.text
 
 
 def test_activation_seen_in_operations() -> None:
@@ -159,11 +162,48 @@ def test_activation_of_two_outputs() -> None:
     assert top(Evidence(reference=functional.gelu(x), port=functional.silu(x)))[0] == "N2"
 
 
+def test_chunk_of_a_summed_modulation() -> None:
+    table = normal(1, 6, 16, seed=9)
+    both = CHUNKS + table
+    ev = Evidence(
+        reference=both[:, 0:1],
+        port=both[:, 1:2],
+        inputs={"t": CHUNKS},
+        parameters={"table": (table, table)},
+        kind="input",
+    )
+    class_id, found = top(ev)
+    assert class_id == "W5"
+    assert (found.parameters["reference"], found.parameters["port"]) == (0, 1)
+
+
+def test_outputs_in_another_order() -> None:
+    def at(site: str, coords: object) -> Tensor:
+        return CHUNKS[:, int(site[-1]) : int(site[-1]) + 1]
+
+    sites = [f"head.{k}" for k in range(6)]
+    ev = Evidence(reference=SHIFT, port=SCALE, site="head.0", sites=sites, ref_at=at)
+    class_id, found = top(ev)
+    assert class_id == "W5"
+    assert found.parameters == {"output": 0, "source": 1}
+
+
+def test_eps_of_one_side_only() -> None:
+    assert top(Evidence(reference=rms(X, 0.0), port=rms(X, 1e-3)))[0] == "N1"
+
+
+def test_gate_from_two_tensors() -> None:
+    gate, up = normal(3, 50, seed=1), normal(3, 50, seed=2)
+    ev = evidence(functional.silu(gate) * up, functional.gelu(gate) * up, up=up, gate=gate)
+    assert top(ev)[0] == "N2"
+
+
 def test_dropout() -> None:
     keep = torch.rand(40, 50, generator=torch.Generator().manual_seed(0)) > 0.1
     r = normal(40, 50)
     class_id, found = top(Evidence(reference=r, port=r * keep / 0.9))
-    assert class_id == "N8" and math.isclose(found.parameters["p"], 0.1, abs_tol=0.01)
+    assert class_id == "N8"
+    assert math.isclose(found.parameters["p"], 0.1, abs_tol=0.01)
     rows = torch.ones(40, 50)
     rows[:4] = 0
     assert not explain(Evidence(reference=r, port=r * rows / 0.9))
@@ -171,7 +211,8 @@ def test_dropout() -> None:
 
 def test_gain_vector_differs_by_one() -> None:
     class_id, found = top(Evidence(reference=W, port=W + 1, kind="weight"))
-    assert class_id == "W6" and found.parameters["offset"] == 1
+    assert class_id == "W6"
+    assert found.parameters["offset"] == 1
 
 
 def test_near_misses_are_silent() -> None:
@@ -215,7 +256,8 @@ def test_rounding_is_silent(shape: tuple[int, ...], dtype: torch.dtype, form: st
 def test_eps_is_always_read_back(tokens: int, width: int, ours: float, theirs: float, seed: int) -> None:
     x = normal(2, tokens, width, seed=seed) * (0.1 + normal(2, tokens, 1, seed=seed + 1).abs())
     class_id, found = top(evidence(rms(x, ours), rms(x, theirs), x=x))
-    assert class_id == "N1" and math.isclose(found.parameters["port"], theirs, rel_tol=0.02)
+    assert class_id == "N1"
+    assert math.isclose(found.parameters["port"], theirs, rel_tol=0.02)
 
 
 @pytest.mark.parametrize("value", [torch.zeros(2, 3, 4), torch.ones(1), torch.empty(0), torch.full((2, 4), math.nan)])

@@ -87,9 +87,11 @@ def test_tables(case: str) -> None:
 def test_shift_is_read_back() -> None:
     found = top(TABLES["twice"][0])[1]
     assert math.isclose(found.parameters["reference"], 5, rel_tol=0.01)
-    assert math.isclose(found.parameters["port"], 25, rel_tol=0.01) and "twice" in found.text
+    assert math.isclose(found.parameters["port"], 25, rel_tol=0.01)
+    assert "twice" in found.text
     found = top(TABLES["never"][0])[1]
-    assert "not applied" in found.text and math.isclose(found.parameters["reference"], 5, rel_tol=0.01)
+    assert "not applied" in found.text
+    assert math.isclose(found.parameters["reference"], 5, rel_tol=0.01)
 
 
 def test_step_of_a_neighbour() -> None:
@@ -98,7 +100,8 @@ def test_step_of_a_neighbour() -> None:
 
     ev = table(S[3][None], S[4][None], coords={"step": 3}, site="sigma", ref_at=at)
     class_id, found = top(ev)
-    assert class_id == "T5" and found.parameters["offset"] == 1
+    assert class_id == "T5"
+    assert found.parameters["offset"] == 1
     ev = table(S[3][None], S[2][None], inputs={"all": S})
     assert top(ev)[1].parameters["offset"] == -1
 
@@ -154,6 +157,32 @@ def test_solver_steps(case: str) -> None:
     found = top(ev)
     assert found[0] == class_id, explain(ev)
     assert found[1].residual < 0.02
+
+
+def test_multistep_with_another_ratio() -> None:
+    class_id, found = top(latent(X + DT * (1.5 * V - 0.5 * OLD), X + DT * (1.25 * V - 0.25 * OLD)))
+    assert class_id == "T4"
+    assert len(found.parameters["port"]) == 3
+
+
+def test_reference_rounds_its_time() -> None:
+    ev = table(torch.tensor([0.859375]), torch.tensor([0.8611363]), inputs={"all": S})
+    class_id, found = top(ev)
+    assert class_id == "T1"
+    assert found.parameters["side"] == "reference"
+
+
+def test_frequency_table_of_the_embedding() -> None:
+    f = 1e4 ** (-torch.arange(16, dtype=torch.float64) / 16)
+
+    def embed(frequencies: Tensor) -> Tensor:
+        angle = T[:, None] * frequencies
+        return torch.cat([angle.cos(), angle.sin()], -1)
+
+    rounded = embed(f.to(torch.bfloat16).double())
+    assert top(Evidence(reference=rounded, port=embed(f)))[0] == "W10"
+    assert top(Evidence(reference=embed(f), port=rounded))[0] == "W10"
+    assert top(Evidence(reference=embed(f), port=embed(0 * f)))[0] == "W10"
 
 
 def test_parametrisation() -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parity import capture
+    from parity.api import assert_parity, check, compare, find_nonfinite
     from parity.capture.probes import Function, Modules, Scope, State
     from parity.case import Case, Expectation, Fault, Setting, Side, System, Variation
-    from parity.api import assert_parity, check, compare, find_nonfinite
     from parity.errors import CaseError, ParityError, ParityFailure, SideError, TraceError
     from parity.result import Cause, Coverage, Culprit, Divergence, Result
     from parity.store import load_trace
@@ -29,7 +29,7 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", "capture", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", "capture", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ app = typer.Typer(
 golden_app = typer.Typer(no_args_is_help=True, help="Golden files: tensors recorded from the authors' own code.")
 app.add_typer(golden_app, name="golden")
 
-_OUT = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+_OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 _ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 CasesOption = Annotated[
@@ -82,14 +82,14 @@ def list_(
     for system in systems.values():
         _OUT.print(f"[bold]{system.name}[/bold]  {system.text}")
         for case in system.cases:
-            _OUT.print(f"  case {case.label}: {case.text}", markup=False)
+            _OUT.print(f"  case {case.label}: {case.text}", markup=False, soft_wrap=True)
         for fault in system.faults:
             where = f" [{fault.case}]" if fault.case else ""
-            _OUT.print(f"  fault {fault.name}{where}: {fault.text} ({fault.spec_id})", markup=False)
+            _OUT.print(f"  fault {fault.name}{where}: {fault.text} ({fault.spec_id})", markup=False, soft_wrap=True)
         for variation in system.variations:
-            _OUT.print(f"  variation {variation.name}: {variation.text}", markup=False)
+            _OUT.print(f"  variation {variation.name}: {variation.text}", markup=False, soft_wrap=True)
         for entry in system.goldens:
-            _OUT.print(f"  golden entry {entry.name} ({', '.join(entry.sides)})", markup=False)
+            _OUT.print(f"  golden entry {entry.name} ({', '.join(entry.sides)})", markup=False, soft_wrap=True)
     if not systems:
         _OUT.print(
             'no cases found: add [tool.parity] cases = ["folder"] to pyproject.toml, or give --cases FOLDER',
@@ -145,9 +145,9 @@ def run(
         for result in outcome.results:
             if result.verdict != "match":
                 _OUT.print()
-                _OUT.print(failure_message(result), markup=False)
+                _OUT.print(failure_message(result), markup=False, soft_wrap=True)
         if html is not None:
-            _OUT.print(f"report: {html / 'index.html'}", markup=False)
+            _OUT.print(f"report: {html / 'index.html'}", markup=False, soft_wrap=True)
     _write_results(outcome.results, as_json)
     if junit is not None:
         from parity.report.junit import write_junit
@@ -181,7 +181,7 @@ def capture(
     from parity.capture.command import capture_command
 
     count = capture_command(target, list(args or []), out, modules, model, full, names)
-    _OUT.print(f"{count} records in {out}", markup=False)
+    _OUT.print(f"{count} records in {out}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -224,12 +224,12 @@ def compare(
     )
     _OUT.print(summary_table([result]))
     if result.verdict != "match":
-        _OUT.print(failure_message(result), markup=False)
+        _OUT.print(failure_message(result), markup=False, soft_wrap=True)
     _write_results([result], as_json)
     if html is not None:
         from parity.session import write_reports
 
-        _OUT.print(f"report: {write_reports([(result, None)], html)}", markup=False)
+        _OUT.print(f"report: {write_reports([(result, None)], html)}", markup=False, soft_wrap=True)
     return result.exit_status
 
 
@@ -252,11 +252,11 @@ def golden_verify(
         try:
             report = verify_golden(path, systems)
         except ParityError as error:
-            _OUT.print(f"error  {path.name}: {error}", markup=False)
+            _OUT.print(f"error  {path.name}: {error}", markup=False, soft_wrap=True)
             status = max(status, 3 if isinstance(error, SideError) else 2)
             listing.append({"path": str(path), "ok": False, "error": str(error)})
             continue
-        _OUT.print(_golden_line(report), markup=False)
+        _OUT.print(_golden_line(report), markup=False, soft_wrap=True)
         if verbose or not report.ok:
             _print_golden_details(report)
         listing.append(_golden_json(report))
@@ -283,7 +283,11 @@ def diagnose(
     result = diagnose_tensors(load_tensor(reference), load_tensor(port), kind=kind)
     from parity.report.text import failure_message
 
-    _OUT.print("match: the tensors agree" if result.verdict == "match" else failure_message(result), markup=False)
+    _OUT.print(
+        "match: the tensors agree" if result.verdict == "match" else failure_message(result),
+        markup=False,
+        soft_wrap=True,
+    )
     _write_results([result], as_json)
     return result.exit_status
 
@@ -303,7 +307,7 @@ def nonfinite(
     from parity.nonfinite import nonfinite_command
 
     found = nonfinite_command(target, cases)
-    _OUT.print("match: every value is finite" if found is None else found.text, markup=False)
+    _OUT.print("match: every value is finite" if found is None else found.text, markup=False, soft_wrap=True)
     if as_json:
         from parity.files import write_text
 
@@ -343,7 +347,7 @@ def video(
     left, right = load_clip(reference), load_clip(port)
     comparison = compare_clips(left, right)
     for line in comparison.lines():
-        _OUT.print(line, markup=False)
+        _OUT.print(line, markup=False, soft_wrap=True)
     if as_json:
         from parity.files import write_text
 
@@ -375,7 +379,9 @@ def report(
     """Build the HTML again from saved results."""
     from parity.session import read_results, write_reports
 
-    _OUT.print(f"report: {write_reports([(r, None) for r in read_results(sources)], html)}", markup=False)
+    _OUT.print(
+        f"report: {write_reports([(r, None) for r in read_results(sources)], html)}", markup=False, soft_wrap=True
+    )
     return 0
 
 
@@ -389,7 +395,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
         print(json.dumps([f.__dict__ for f in findings], indent=1))
     else:
         for finding in findings:
-            _OUT.print(f"{finding.mark:5} {finding.name}: {finding.text}", markup=False)
+            _OUT.print(f"{finding.mark:5} {finding.name}: {finding.text}", markup=False, soft_wrap=True)
     return 0 if all(f.mark != "FAIL" for f in findings) else 1
 
 
@@ -478,14 +484,14 @@ def _golden_line(report: Any) -> str:
 
 def _print_golden_details(report: Any) -> None:
     for name in report.missing[:20]:
-        _OUT.print(f"       not produced: {name}", markup=False)
+        _OUT.print(f"       not produced: {name}", markup=False, soft_wrap=True)
     for check in [c for c in report.checks if not c.ok][:20]:
         _OUT.print(
             f"       {check.name}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}", markup=False
         )
     for reason in dict.fromkeys(report.omitted.values()):
         count = sum(r == reason for r in report.omitted.values())
-        _OUT.print(f"       omitted: {count} values ({reason})", markup=False)
+        _OUT.print(f"       omitted: {count} values ({reason})", markup=False, soft_wrap=True)
 
 
 def _golden_json(report: Any) -> dict[str, Any]:

@@ -136,7 +136,9 @@ def run_gauntlet(
 ) -> list[Score]:
     """Score every fault and variation of the named systems (all when empty)."""
     chosen = [get_system(systems, n) for n in names] if names else list(systems.values())
-    items: list[tuple[System, Fault | Variation]] = [(s, i) for s in chosen for i in list[Fault | Variation]([*s.faults, *s.variations])]
+    items: list[tuple[System, Fault | Variation]] = [
+        (s, i) for s in chosen for i in list[Fault | Variation]([*s.faults, *s.variations])
+    ]
     todo = [(s.name, i.name, _kind(i)) for s, i in items if re.fullmatch(only, i.name)]
     task = progress.add_task("gauntlet", total=len(todo)) if progress else None
     found = []

@@ -93,9 +93,7 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
     except Exception as error:
         if isinstance(error, (ValueError, KeyError, TypeError)) or "loading state_dict" in str(error):
             raise TraceError(f"{path}: config, weights or inputs do not fit: {_one_line(error)}") from error
-        raise SideError(
-            f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_one_line(error)}"
-        ) from error
+        raise SideError(f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_one_line(error)}") from error
     return _compare(path, golden, entry, run, side)
 
 

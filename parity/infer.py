@@ -15,7 +15,17 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from parity.matching import NEAR, Layouts, Matches, agree, match_between, match_siblings, match_templates, match_values, module_of
+from parity.matching import (
+    NEAR,
+    Layouts,
+    Matches,
+    agree,
+    match_between,
+    match_siblings,
+    match_templates,
+    match_values,
+    module_of,
+)
 from parity.names import NameMap, Rule, Split
 from parity.trace import Record, Trace
 from parity.weight_pairs import Fusion, WeightMatch, held_leaves, match_weights
@@ -61,7 +71,9 @@ def infer_names(
             matches.add(site, site, "name")
     _match_modules(matches, modules, sides.refs, sides.ports)
     match_templates(matches, list(sides.refs), [s for s in sides.ports if s not in fused])
-    if rerun is None or not modules:  # values of a free run are all that there is; a fault may have changed every one that follows it
+    if (
+        rerun is None or not modules
+    ):  # values of a free run are all that there is; a fault may have changed every one that follows it
         _match_what_is_left(matches, fused, sides, reference, port)
     layouts: Known = {}
     if rerun is not None and (_loose(matches, fused, sides) or not _all_layouts_known(matches, sides)):
@@ -93,14 +105,16 @@ def match_containers(ref_root: nn.Module, port_root: nn.Module, weights: WeightM
     for path, content in held_port.items():
         if path not in found and path not in weights.fused:
             chains.setdefault(frozenset(content), []).append(path)
-    for content, paths in chains.items():
-        partners = [p for p in by_content.get(content, []) if p not in found.values()]
+    for held, paths in chains.items():
+        partners = [p for p in by_content.get(held, []) if p not in found.values()]
         for port, ref in _zip_chain(sorted(paths, key=len), sorted(partners, key=len), port_root, ref_root):
             found[port] = ref
     return found
 
 
-def _zip_chain(ports: Sequence[str], refs: Sequence[str], port_root: nn.Module, ref_root: nn.Module) -> Iterable[tuple[str, str]]:
+def _zip_chain(
+    ports: Sequence[str], refs: Sequence[str], port_root: nn.Module, ref_root: nn.Module
+) -> Iterable[tuple[str, str]]:
     """Pair nested modules that hold the same leaves: containers that never run (lists) stay out, the others pair from the outside."""
     ports = [p for p in ports if not isinstance(port_root.get_submodule(p), (nn.ModuleList, nn.ModuleDict))]
     refs = [r for r in refs if not isinstance(ref_root.get_submodule(r), (nn.ModuleList, nn.ModuleDict))]
@@ -116,7 +130,9 @@ def _is_fused(leaf: str, fusion: Fusion, sides: Sides) -> bool:
 # -- sites ------------------------------------------------------------------------------------------------------------
 
 
-def _match_modules(matches: Matches, modules: Mapping[str, str], refs: Mapping[str, Record], ports: Mapping[str, Record]) -> None:
+def _match_modules(
+    matches: Matches, modules: Mapping[str, str], refs: Mapping[str, Record], ports: Mapping[str, Record]
+) -> None:
     """Pair the sites of paired modules: outputs, inputs in order, and labels of functions that are equal."""
     by_module_ref, by_module_port = _by_module(refs), _by_module(ports)
     for port, ref in modules.items():
@@ -140,10 +156,12 @@ def _partner(port: Record, candidates: Sequence[Record]) -> Record | None:
     """Return the first candidate of the same size, by preference of the same argument name."""
     fitting = [r for r in candidates if math.prod(r.shape) == math.prod(port.shape) and r.is_float == port.is_float]
     same_name = [r for r in fitting if r.site.rpartition(".")[2] == port.site.rpartition(".")[2]]
-    return (same_name or fitting or [None])[0]
+    return next(iter(same_name or fitting), None)
 
 
-def _match_what_is_left(matches: Matches, fused: Mapping[str, Fusion], sides: Sides, reference: Trace, port: Trace) -> None:
+def _match_what_is_left(
+    matches: Matches, fused: Mapping[str, Fusion], sides: Sides, reference: Trace, port: Trace
+) -> None:
     """Pair by values, then carry the pairs over to the same place in other blocks and to the other sites of the same module."""
     loose = [p for p in sides.ports.values() if p.site not in fused]
     left = [r for r in sides.refs.values() if r.site not in matches.taken]
@@ -159,7 +177,9 @@ def _match_places(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -
 
     def differs(port_site: str) -> bool:
         if port_site not in right:
-            right[port_site] = agree(sides.reference, sides.refs[matches.found[port_site][0]], sides.port, sides.ports[port_site])
+            right[port_site] = agree(
+                sides.reference, sides.refs[matches.found[port_site][0]], sides.port, sides.ports[port_site]
+            )
         return not right[port_site]
 
     anchors = [p for p in ports if p.site in matches.found]
@@ -226,15 +246,21 @@ def _write_map(
         name, how = matches.found[site]
         r, p = sides.refs[name], sides.ports[site]
         if site not in before and (layouts.known(r.shape, p.shape) or not sure):
-            written[site] = layouts.find(name, r.shape, p.shape, sides.reference.tensor(r.key), sides.port.tensor(p.key))
+            written[site] = layouts.find(
+                name, r.shape, p.shape, sides.reference.tensor(r.key), sides.port.tensor(p.key)
+            )
         pattern, sizes = written.get(site, ("", {}))
         also = _same_input(site, fused, matches, sides)
         if site != name or pattern or also:
-            rules.append(Rule(port=re.escape(site), reference=_literal(name), layout=pattern, sizes=sizes, also=also, how=how))
+            rules.append(
+                Rule(port=re.escape(site), reference=_literal(name), layout=pattern, sizes=sizes, also=also, how=how)
+            )
     for leaf, fusion in fused.items():
         sizes_of = fusion.sizes if len(set(fusion.sizes)) > 1 else ()
         rules.append(Rule(port=re.escape(leaf), split=Split(-1, fusion.leaves, sizes_of), how="fused weights"))
-    rules += [_renamed(site) for site in sides.ports if site not in matches.found and site not in fused and site in sides.refs]
+    rules += [
+        _renamed(site) for site in sides.ports if site not in matches.found and site not in fused and site in sides.refs
+    ]
     return NameMap(tuple(rules)), {site: found for site, found in written.items() if found[0]}
 
 
@@ -248,7 +274,9 @@ def _learn(matches: Matches, sides: Sides, before: Known) -> Layouts:
 
 def _all_layouts_known(matches: Matches, sides: Sides) -> bool:
     layouts = _learn(matches, sides, {})
-    return all(layouts.known(sides.refs[name].shape, sides.ports[site].shape) for site, (name, _) in matches.found.items())
+    return all(
+        layouts.known(sides.refs[name].shape, sides.ports[site].shape) for site, (name, _) in matches.found.items()
+    )
 
 
 def _same_input(site: str, fused: Mapping[str, Fusion], matches: Matches, sides: Sides) -> tuple[str, ...]:

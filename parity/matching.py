@@ -75,7 +75,12 @@ def type_key(site: str, record: Record) -> str:
 
 
 def match_values(
-    matches: Matches, reference: Trace, port: Trace, refs: Sequence[Record], ports: Sequence[Record], tolerance: float = NEAR
+    matches: Matches,
+    reference: Trace,
+    port: Trace,
+    refs: Sequence[Record],
+    ports: Sequence[Record],
+    tolerance: float = NEAR,
 ) -> None:
     """Pair sites whose first records hold the same numbers, in order of execution; the first free partner of equal coordinates wins."""
     pool: dict[tuple[int, str], list[tuple[Record, tuple[float, ...]]]] = {}
@@ -168,7 +173,7 @@ def match_templates(matches: Matches, refs: Sequence[str], ports: Sequence[str])
         if site in matches.found or template is None:
             continue
         numbers = iter(re.findall(r"\d+", site))
-        guess = re.sub("#", lambda _, numbers=numbers: next(numbers), template)
+        guess = "".join(next(numbers) if part == "#" else part for part in re.split("(#)", template))
         if guess in known:
             matches.add(site, guess, "name pattern")
 
@@ -191,7 +196,11 @@ def match_between(
     ref_sites, port_sites = _firsts(refs), _firsts(ports)
     position = {r.site: i for i, r in enumerate(ref_sites)}
     start_ref = start_port = 0
-    anchors = [(i, position[matches.found[p.site][0]]) for i, p in enumerate(port_sites) if p.site in matches.found and matches.found[p.site][0] in position]
+    anchors = [
+        (i, position[matches.found[p.site][0]])
+        for i, p in enumerate(port_sites)
+        if p.site in matches.found and matches.found[p.site][0] in position
+    ]
     ends: set[str] = set()
     for end_port, end_ref in [*_increasing(anchors), (len(port_sites), len(ref_sites))]:
         left = [r for r in ref_sites[start_ref:end_ref] if r.site not in matches.taken]

@@ -80,7 +80,8 @@ class Target:
 
     def _parts(self, value: Tensor) -> Sequence[Tensor]:
         if self.parts:
-            return value.split(list(self.parts), dim=self.axis)
+            pieces: Sequence[Tensor] = value.split(list(self.parts), dim=self.axis)
+            return pieces
         return value.chunk(self.of, dim=self.axis)
 
 

@@ -72,7 +72,8 @@ class Record:
 
     @property
     def is_float(self) -> bool:
-        return getattr(torch, self.dtype).is_floating_point or getattr(torch, self.dtype).is_complex
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype.is_floating_point or dtype.is_complex
 
 
 class TensorSource(Protocol):

@@ -12,7 +12,7 @@ import dataclasses
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,13 +99,17 @@ def _upcast(value: Any, memo: dict[int, Any]) -> Any:
             memo[id(value)] = (value, new)
     elif isinstance(value, types.MethodType):
         _upcast(value.__self__, memo)
-    elif dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
-        new = copy.copy(value)  # frozen records may be shared with other runs
-        _upcast_attributes(new, memo)
-        memo[id(value)] = (value, new)
+    elif dataclasses.is_dataclass(value) and _is_frozen(value):
+        copied: Any = copy.copy(cast(Any, value))  # frozen records may be shared with other runs
+        _upcast_attributes(copied, memo)
+        memo[id(value)] = (value, copied)
     elif hasattr(value, "__dict__") and not isinstance(value, type):
         _upcast_attributes(value, memo)
     return memo[id(value)][1]
+
+
+def _is_frozen(value: Any) -> bool:
+    return bool(value.__dataclass_params__.frozen)
 
 
 def _replace_if_changed(old: Any, new: Any, memo: dict[int, Any]) -> None:

@@ -31,7 +31,10 @@ class WeightMatch:
 
 
 def match_weights(
-    ref_root: nn.Module, port_root: nn.Module, ref_ran: Collection[str] | None = None, port_ran: Collection[str] | None = None
+    ref_root: nn.Module,
+    port_root: nn.Module,
+    ref_ran: Collection[str] | None = None,
+    port_ran: Collection[str] | None = None,
 ) -> WeightMatch:
     """Pair leaf modules by the content of their weights; equal weights are paired in order of registration.
 
@@ -53,7 +56,9 @@ def match_weights(
         if not equal or mine[4] == 0:
             unmatched.append(name)
             continue
-        best = max(equal, key=lambda r: (refs[r].shape == value.shape, r == name, leaves.get(leaf_of(name)) == leaf_of(r)))
+        best = max(
+            equal, key=lambda r: (refs[r].shape == value.shape, r == name, leaves.get(leaf_of(name)) == leaf_of(r))
+        )
         used.add(best)
         leaves.setdefault(leaf_of(name), leaf_of(best))
     free = {n: v for n, v in refs.items() if n not in used and v.dim() >= 2}
@@ -73,7 +78,9 @@ def pair_parameters(ref: nn.Module, port: nn.Module) -> dict[str, tuple[Tensor |
     for name in [n for n, t in left.items() if n in right and right[n].shape == t.shape]:
         pairs[name] = (left.pop(name), right.pop(name))
     for name, value in list(left.items()):
-        partner = next((n for n, t in right.items() if t.shape == value.shape and near(moments(t), moments(value), _EQUAL)), None)
+        partner = next(
+            (n for n, t in right.items() if t.shape == value.shape and near(moments(t), moments(value), _EQUAL)), None
+        )
         if partner is not None:
             pairs[name] = (left.pop(name), right.pop(partner))
     fused: dict[str, list[str]] = {}
@@ -86,7 +93,9 @@ def pair_parameters(ref: nn.Module, port: nn.Module) -> dict[str, tuple[Tensor |
         if found is not None:
             fused.setdefault(leaf_of(name), [leaf_of(n) for n in found])
             starts = [sum(left[n].shape[0] for n in found[:i]) for i in range(len(found))]
-            pairs |= {n: (left[n], whole[start : start + left[n].shape[0]]) for n, start in zip(found, starts, strict=True)}
+            pairs |= {
+                n: (left[n], whole[start : start + left[n].shape[0]]) for n, start in zip(found, starts, strict=True)
+            }
             left = {n: t for n, t in left.items() if n not in found}
             right.pop(name)
     for name, value in list(left.items()):
@@ -154,7 +163,11 @@ def _unfuse(whole: Tensor, parts: Mapping[str, Tensor]) -> list[str] | None:
 
     A block that holds other numbers (one part was changed) is taken for the only part of its size that is left beside the others.
     """
-    fitting = {n: p for n, p in parts.items() if p.dim() == whole.dim() and p.shape[1:] == whole.shape[1:] and len(p) < len(whole)}
+    fitting = {
+        n: p
+        for n, p in parts.items()
+        if p.dim() == whole.dim() and p.shape[1:] == whole.shape[1:] and len(p) < len(whole)
+    }
     if len(fitting) < 2 or whole.dim() == 0:
         return None
     keys = _row_keys(whole)
@@ -167,7 +180,9 @@ def _unfuse(whole: Tensor, parts: Mapping[str, Tensor]) -> list[str] | None:
         if start not in placed:
             end = min((s for s in placed if s > start), default=len(keys))
             family = {leaf_of(leaf_of(n)) for n in placed.values()}
-            left = [n for n, p in fitting.items() if len(p) == end - start and n not in placed.values() and n not in found]
+            left = [
+                n for n, p in fitting.items() if len(p) == end - start and n not in placed.values() and n not in found
+            ]
             left = [n for n in left if leaf_of(leaf_of(n)) in family]
             if len(left) != 1:
                 return None
@@ -188,7 +203,11 @@ def _place(keys: Tensor, parts: Mapping[str, Tensor]) -> dict[int, str]:
         near_first = torch.nonzero((keys - own[0]).abs() <= _EQUAL * scale).flatten().tolist()
         for start in near_first:
             block = keys[start : start + len(own)]
-            if start not in placed and len(block) == len(own) and bool(torch.allclose(block, own, rtol=1e-4, atol=_EQUAL * scale)):
+            if (
+                start not in placed
+                and len(block) == len(own)
+                and bool(torch.allclose(block, own, rtol=1e-4, atol=_EQUAL * scale))
+            ):
                 placed[start] = name
                 break
     return _without_overlaps(placed, parts)

@@ -47,7 +47,9 @@ def diagnose(evidence: Evidence, most: int = 5) -> tuple[Cause, ...]:
         try:
             explanations = list(hypothesis.test(evidence))
         except Exception as error:
-            _log.info("the hypothesis %r raised at %s: %s: %s", hypothesis.name, evidence.site, type(error).__name__, error)
+            _log.info(
+                "the hypothesis %r raised at %s: %s: %s", hypothesis.name, evidence.site, type(error).__name__, error
+            )
             continue
         for explanation in explanations:
             if explanation.confidence >= _LEAST and not explanation.parameters.get("benign"):

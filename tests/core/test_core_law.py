@@ -24,6 +24,7 @@ ROOMS = (
     ("case",),
     ("discover", "align", "upcast", "layouts"),
     ("floors", "matching"),
+    ("weight_pairs",),
     ("judge", "infer", "benign", "locate"),
     ("diagnose",),
     ("drilldown",),

@@ -67,7 +67,9 @@ def renamed(model: nn.Module, names: Mapping[str, str] = OTHER_NAMES) -> nn.Modu
             continue
         aliases = {old: new for old, new in names.items() if old in module._modules}
         if aliases:
-            module._modules = type(module._modules)((aliases.get(name, name), child) for name, child in module._modules.items())
+            module._modules = type(module._modules)(
+                (aliases.get(name, name), child) for name, child in module._modules.items()
+            )
             module.__class__ = _aliased(type(module), aliases)
     return port
 
@@ -109,7 +111,9 @@ class SplitK(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         half = self.in_features // 2
-        y = functional.linear(x[..., :half], self.weight[:, :half]) + functional.linear(x[..., half:], self.weight[:, half:])
+        y = functional.linear(x[..., :half], self.weight[:, :half]) + functional.linear(
+            x[..., half:], self.weight[:, half:]
+        )
         return y if self.bias is None else y + self.bias
 
 

@@ -65,7 +65,7 @@ def align(
 ) -> Alignment:
     """Pair the records of two traces.
 
-    names: a map that is applied now (records captured under a map already carry the reference's names). allowed: sites that may stay
+    names: a map that is applied now (to records captured under a map it says only what may stay alone). allowed: sites that may stay
     alone, regular expression -> reason. by_value: also match what names do not.
     """
     candidates = _named(port, names)
@@ -93,7 +93,7 @@ def _named(port: Trace, names: NameMap | None) -> dict[str, tuple[Record, Target
     """Return the port's records by the reference key that the name map gives them."""
     found: dict[str, tuple[Record, Target | None]] = {}
     for record in port:
-        targets = names.targets(record.site) if names is not None and not record.origin else (Target(record.site),)
+        targets = names.targets(record.site) if names is not None and not (record.origin or record.layout) else (Target(record.site),)
         for target in targets or ():
             plain = target == Target(record.site)
             found.setdefault(format_key(target.site, record.coords), (record, None if plain else target))

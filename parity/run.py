@@ -98,7 +98,7 @@ def run_case(
     runs = Runs(reference, port, prepared.precise)
     notes: list[str] = [*case.quirks, *prepared.notes]
     with _timed(seconds, "compare", say):
-        alignment = align(reference, port, allowed=case.allow_unaligned)
+        alignment = align(reference, port, case.names, case.allow_unaligned)
         rows = measure(alignment.pairs, reference, port, prepared.floors)
         evidence = case.names.evidence()
         rows = [replace(row, how=evidence.get(row.site, row.how)) for row in rows]

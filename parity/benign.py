@@ -18,6 +18,7 @@ from parity.floors import ROUNDOFF, SAME_IN_DOUBLE
 from parity.result import Row
 from parity.trace import Trace
 
+_HIDDEN = -1e4  # additive masks hide with at least this much
 _MOST = 4096  # axis lengths above this are not tried
 
 
@@ -114,6 +115,44 @@ def _consumer_agrees(row: Row, module: str, agreeing: dict[tuple[str, tuple[tupl
             return True
         path = path.rpartition(".")[0]
     return False
+
+
+def excuse_masks(
+    rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trace
+) -> tuple[list[Row], list[str]]:
+    """Take back divergences of attention masks that keep the same keys in another form. Returns the rows, and one note a site."""
+    pairs = {pair.reference.key: pair for pair in alignment.pairs}
+    kept: list[Row] = []
+    notes: dict[str, str] = {}
+    for row in rows:
+        r, p = (reference.tensor(row.key), pairs[row.key].port_tensor(port)) if row.diverged else (None, None)
+        if r is not None and p is not None and same_mask(r, p):
+            notes[row.site] = f"{row.site}: the same mask in another form ({row.dtype[0]}, {row.dtype[1]})"
+            kept.append(replace(row, diverged=False, error=0.0, how="mask form"))
+        else:
+            kept.append(row)
+    return kept, list(notes.values())
+
+
+def same_mask(r: Tensor, p: Tensor) -> bool:
+    """Tell whether two tensors are one attention mask: additive (0 and very negative) or boolean (true keeps, or true hides)."""
+    if r.shape != p.shape or (r.dtype == torch.bool and p.dtype == torch.bool):
+        return False
+    left, right = _kept(r), _kept(p)
+    if left is None or right is None or bool(left.all()):
+        return False
+    either = torch.bool in (r.dtype, p.dtype)
+    return torch.equal(left, right) or (either and torch.equal(left, ~right))
+
+
+def _kept(mask: Tensor) -> Tensor | None:
+    """Return which keys a mask keeps; None when it is no mask."""
+    if mask.dtype == torch.bool:
+        return mask
+    if not mask.is_floating_point():
+        return None
+    kept = mask == 0
+    return kept if bool((kept | (mask <= _HIDDEN)).all()) else None
 
 
 def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parity import floors as floors_
 from parity.align import Alignment, align
-from parity.benign import excuse_permutations, is_rounding, is_roundoff
+from parity.benign import excuse_masks, excuse_permutations, is_rounding, is_roundoff
 from parity.capture.environment import environment_differences
 from parity.case import Case, Fault, Setting, Variation
 from parity.errors import SideError
@@ -102,10 +102,11 @@ def run_case(
         rows = measure(alignment.pairs, reference, port, prepared.floors)
         evidence = case.names.evidence()
         rows = [replace(row, how=evidence.get(row.site, row.how)) for row in rows]
+        rows, same = excuse_masks(rows, alignment, reference, port)
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         rows = _excuse_rounding(rows, reference, port, setting, notes)
         divergences = judge(rows, alignment, reference, port)
-        notes += [*alignment.notes, *benign]
+        notes += [*alignment.notes, *same, *benign]
     local: list[Divergence] = []
     if isolate and prepared.limits is not None:
         with _timed(seconds, "isolate", say):
@@ -188,6 +189,7 @@ def _isolate(
     alignment = align(precise, port, allowed=case.allow_unaligned)
     own = measure(alignment.pairs, precise, port, limits)
     own = [replace(r, diverged=False) if r.site in order else r for r in own]
+    own, _ = excuse_masks(own, alignment, precise, port)
     own = _excuse_rounding(own, precise, port, setting, notes)
     found = judge(own, replace(alignment, missing=(), extra=()), precise, port, tier="isolation")
     alone = {row.key: row.error for row in own}

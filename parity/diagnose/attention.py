@@ -278,6 +278,7 @@ def other_operands(ev: Evidence) -> Iterable[Explanation]:
     if a.k.shape == a.v.shape:
         yield from _fit(ev, a, lambda x: attend(replace(x, k=x.v, v=x.k)), "keys and values are exchanged", "W3", 0.95)
     yield from _across_heads(ev, a)
+    yield from _values_of_other_heads(ev, a)
     for name, x in _like(ev, a.k):
         text = f"the keys of another tensor ({name}) were used"
         class_id = "K5"
@@ -311,6 +312,24 @@ def _across_heads(ev: Evidence, a: Attention) -> Iterator[Explanation]:
         "attention runs across the heads of each token instead of across tokens: head and sequence axes are exchanged"
     )
     yield from _fit(ev, a, across, text, "A10", 0.97)
+
+
+def _values_of_other_heads(ev: Evidence, a: Attention) -> Iterator[Explanation]:
+    """Head i attends as it should but to the values of head π(i): the weights of each head tell which values it read."""
+    h = a.q.shape[1]
+    if a.project is not None or not 2 <= h <= 64:
+        return
+    w, v, p = weights(a), expanded(a.v, h, "repeat"), a.heads(a.p)
+    if v.shape[-1] * h != a.p.shape[-1]:
+        return
+    norms = [torch.linalg.vector_norm(w[:, i : i + 1] @ v - p[:, i : i + 1], dim=(0, 2, 3)) for i in range(h)]
+    order = torch.stack(norms).argmin(1)
+    if len(set(order.tolist())) < h or order.tolist() == list(range(h)):
+        return
+    text = f"the heads of the values are in another order: {order.tolist()[:16]}"
+    yield from _fit(
+        ev, a, lambda x: merged(x, weights(x) @ expanded(x.v, h, "repeat")[:, order]), text, "A10", 0.95, order=order.tolist()
+    )
 
 
 def _like(ev: Evidence, x: Tensor) -> Iterator[tuple[str, Tensor]]:

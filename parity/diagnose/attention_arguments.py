@@ -195,9 +195,28 @@ def _subset(few: Tensor, many: Tensor, near: float) -> float:
     return float((nearest <= max(near, 1e-6)).double().mean())
 
 
+def head_order(ours: Tensor, theirs: Tensor, near: float) -> list[int] | None:
+    """Return which of the reference's heads [b, h, n, d] each head of the port is, when they are the same in another order."""
+    heads = ours.shape[1]
+    if not 2 <= heads <= 64:
+        return None
+    a, b = (x.transpose(0, 1).flatten(1) for x in (ours, theirs))
+    step = max(1, a.shape[1] // 4096)
+    distance = torch.cdist(b[:, ::step], a[:, ::step])
+    order: list[int] = distance.argmin(1).tolist()
+    if len(set(order)) < heads or order == list(range(heads)):
+        return None
+    return order if close(theirs, ours[:, order], max(near, 1e-6)) else None
+
+
 def _operand(ev: Evidence, ours: Tensor, theirs: Tensor, what: str) -> Iterator[Explanation]:
     """Test the position and norm hypotheses on one operand, with what the operations before it read as its surroundings."""
     if ours.shape != theirs.shape:
+        return
+    order = head_order(ours, theirs, _near(ev))
+    if order is not None:
+        text = f"the heads of the {what} of the attention are in another order: {order[:16]}"
+        yield Explanation(text, 0.0, 0.95, {"order": order}, "A10")
         return
     around: dict[str, Tensor] = {}
     for index, (name, value) in enumerate(surroundings(ev)):

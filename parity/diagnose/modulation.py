@@ -11,6 +11,7 @@ from .axes import kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import comparable, sure
 from .matching import as_rows, match_rows
+from .operations import same
 
 
 def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
@@ -20,6 +21,7 @@ def mixed_slices(ev: Evidence) -> Iterator[Explanation]:
     if ev.kind == "weight" or not comparable(ev, 32):
         return
     others = {n: x for n, x in ev.inputs.items() if x.is_floating_point() and tuple(x.shape) == tuple(ev.r.shape)}
+    others = {n: x for n, x in others.items() if not same(x, ev.r)}  # R under another name
     if not others:
         return
     for axis, size in enumerate(ev.r.shape):

@@ -74,10 +74,21 @@ def _before(ev: Evidence, arrangement: Arrangement) -> Iterator[Tensor]:
     r = arrangement.fold(ev.r)[:, :SEARCH_TOKENS]
     norms = r.norm(dim=-1)
     candidates = [x for _, x in like_reference(ev)] + _transposed(ev)
+    if _sinusoidal(r):
+        return  # any sinusoids are a rotation of any others
     for x in candidates:
         folded = arrangement.fold(x)
         if close(folded[:, :SEARCH_TOKENS].norm(dim=-1), norms, max(1e-4, 3 * noise(ev))):
             yield folded
+
+
+def _sinusoidal(folded: Tensor) -> bool:
+    """Say whether all pairs of [b, n, d] have one length, as cos and sin have: then a rotation between two such tensors says nothing."""
+    for pairing in list(pairings(folded.shape[-1]).values())[:2]:
+        length = as_pairs(folded, pairing).abs()
+        if float(length.std()) <= 1e-3 * float(length.mean()):
+            return True
+    return False
 
 
 def _transposed(ev: Evidence) -> list[Tensor]:
@@ -221,9 +232,12 @@ def _without_input(ev: Evidence, arrangement: Arrangement) -> Iterator[tuple[str
 
 
 def _is_table(ev: Evidence) -> bool:
+    """Say whether R is a rotary table: so declared, or shown by a companion that makes a unit circle with it."""
     shape = ev.reference.shape
     rows = ev.reference.numel() // max(1, shape[-1]) if len(shape) else 0
-    return ev.kind == "rope" and rows > 1 and (ev.reference.is_complex() or ev.reference.is_floating_point())
+    if rows < 2 or not (ev.reference.is_complex() or ev.reference.is_floating_point()):
+        return False
+    return ev.kind == "rope" or (shape[-1] >= 4 and _companions(ev) is not None)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -249,11 +263,23 @@ def _table_stories(ev: Evidence) -> Iterator[tuple[str, Explanation]]:
 
 
 def _unit_stories(
-    ev: Evidence, zr: Tensor, zp: Tensor, back: Callable[[Tensor], Tensor]
+    ev: Evidence, zr: Tensor, zp: Tensor, back: Callable[[Tensor], Tensor], best: float = 0.97
 ) -> Iterator[tuple[str, Explanation]]:
-    for story in stories(zr, zp, max(1e-6, 3 * noise(ev))):
-        for explanation in _explain(ev, back(story.table), story, 0.97):
+    kept, place = _distinct_columns(zr, zp)
+    for story in stories(zr[:, kept], zp[:, kept], max(1e-6, 3 * noise(ev))):
+        for explanation in _explain(ev, back(story.table[:, place]), story, best):
             yield story.name, explanation
+
+
+def _distinct_columns(zr: Tensor, zp: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first of all columns that are equal on both sides, and for each column its place among those (a table written out per feature has pairs twice)."""
+    both = torch.cat([zr.real, zr.imag, zp.real, zp.imag]).T
+    _, group = torch.unique(both, dim=0, return_inverse=True)
+    kept: dict[int, int] = {}
+    for column, number in enumerate(group.tolist()):
+        kept.setdefault(number, column)
+    order = {number: place for place, number in enumerate(kept)}
+    return torch.tensor(list(kept.values())), torch.tensor([order[number] for number in group.tolist()])
 
 
 def _rounded_table(ev: Evidence) -> Iterator[tuple[str, Explanation]]:
@@ -277,7 +303,7 @@ def _cosine_stories(ev: Evidence) -> Iterator[tuple[str, Explanation]]:
             zr, zp = torch.complex(ours, other_r), torch.complex(theirs, other_p)
         else:
             zr, zp = torch.complex(other_r, ours), torch.complex(other_p, theirs)
-        yield from _unit_stories(ev, zr, zp, part)
+        yield from _unit_stories(ev, zr, zp, part, 0.985)  # both tables say so, not one
         return
     sine = float(ours[0].abs().max()) < 1e-6
     whole_r, whole_p = _completed(ours, sine), _completed(theirs, sine)
@@ -295,6 +321,8 @@ def _companions(ev: Evidence) -> tuple[Tensor, Tensor, bool] | None:
         if ref is None or port is None or ref.shape != shape or port.shape != shape or ref.is_complex():
             continue
         a, b = as_float64(ref), as_float64(port)
+        if not 0.05 < float(a.square().mean()) < 0.95:
+            continue  # ones and zeros make a circle with anything
         if (
             float((a.square() + ev.r.square() - 1).abs().max()) < 2e-2
             and float((b.square() + ev.p.square() - 1).abs().max()) < 2e-2

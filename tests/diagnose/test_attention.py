@@ -77,6 +77,7 @@ CASES = {
     ),
     "oldest keys missing": (evidence(FREE, attend(Q, K[:, :, 3:], V[:, :, 3:])), "K6"),
     "history unused": (evidence(FREE, attend(Q, K[:, :, J - I :], V[:, :, J - I :])), "K3"),
+    "heads of v rolled": (evidence(FREE, attend(Q, K, V.roll(1, 1))), "A10"),
     "extra copy": (
         evidence(FREE, attend(Q, torch.cat([K, K[:, :, :5]], 2), torch.cat([V, V[:, :, :5]], 2))),
         "K3",
@@ -341,6 +342,10 @@ def test_near_misses_are_silent() -> None:
     assert not explain(evidence(FREE, attend(Q, K, V * (1 + 0.2 * normal(D)))))
     assert not explain(Evidence(reference=rms(normal(2, 9, 32)), port=1.2 * rms(normal(2, 9, 32))))
     assert not explain(Evidence(reference=PAD, port=PAD, kind="mask"))
+    doubled = V[:, [0, 0, 2, 3]]  # one head used twice is no order
+    assert not explain(evidence(FREE, attend(Q, K, doubled)))
+    turned = V.roll(1, 1) * (1 + 0.2 * normal(D))
+    assert not explain(evidence(FREE, attend(Q, K, turned)))
 
 
 @settings(max_examples=15, deadline=None)

@@ -269,6 +269,32 @@ def test_tables_without_companion(function: object) -> None:
         assert class_id in {e.class_id or h.class_id for h, e in explain(ev)}, case
 
 
+def per_feature(theta: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [1, n, 1, d] with every pair written twice."""
+    wide = theta.repeat_interleave(2, 1)[None, :, None]
+    return wide.cos(), wide.sin()
+
+
+@pytest.mark.parametrize(
+    ("port", "class_id"),
+    [(angles(ROW + 1, 16), "P2"), (-THETA, "P7"), (angles(ROW, 16, 100.0), "P5"), (2 * THETA, "P5")],
+)
+def test_undeclared_tables_are_known_by_their_companion(port: Tensor, class_id: str) -> None:
+    """Two outputs of a module that make a unit circle are a rotary table, whatever their kind."""
+    (cos, sin), (port_cos, port_sin) = per_feature(THETA), per_feature(port)
+    ev = Evidence(reference=sin, port=port_sin, inputs={"o": cos}, port_inputs={"o": port_cos})
+    assert best(ev)[1] == class_id
+
+
+def test_no_table_without_a_circle() -> None:
+    (_, sin), (_, port_sin) = per_feature(THETA), per_feature(-THETA)
+    other = normal(*sin.shape)
+    assert not explain(Evidence(reference=sin, port=port_sin, inputs={"o": other}, port_inputs={"o": other}))
+    ones, zeros = torch.ones(1, 9, 1, 8), torch.zeros(1, 9, 1, 8)
+    ev = Evidence(reference=zeros, port=zeros + 0.1, inputs={"o": ones}, port_inputs={"o": ones})
+    assert not explain(ev)
+
+
 def test_position_ids() -> None:
     ids = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(3), torch.arange(4), indexing="ij"), -1).reshape(
         -1, 3
@@ -285,6 +311,13 @@ def test_position_ids() -> None:
     chosen = torch.tensor([0, 5, 11])
     assert best(Evidence(reference=chosen, port=torch.arange(3), kind="rope"))[1] == "P2"
     assert not explain(Evidence(reference=whole, port=torch.randperm(12), kind="rope"))
+
+
+def test_sinusoids_are_not_rotated_queries() -> None:
+    """All pairs of a sinusoid have one length, so it is a "rotation" of every other one: its halves exchanged are no missing rotary."""
+    theta = angles(torch.tensor([937.0, 250.0]), 32)
+    flipped, plain = (torch.cat(parts, 1) for parts in ((theta.cos(), theta.sin()), (theta.sin(), theta.cos())))
+    assert not explain(Evidence(reference=flipped, port=plain, inputs={"before": plain}))
 
 
 def test_near_misses_are_silent() -> None:

@@ -93,7 +93,11 @@ def _named(port: Trace, names: NameMap | None) -> dict[str, tuple[Record, Target
     """Return the port's records by the reference key that the name map gives them."""
     found: dict[str, tuple[Record, Target | None]] = {}
     for record in port:
-        targets = names.targets(record.site) if names is not None and not (record.origin or record.layout) else (Target(record.site),)
+        targets = (
+            names.targets(record.site)
+            if names is not None and not (record.origin or record.layout)
+            else (Target(record.site),)
+        )
         for target in targets or ():
             plain = target == Target(record.site)
             found.setdefault(format_key(target.site, record.coords), (record, None if plain else target))

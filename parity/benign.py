@@ -159,7 +159,7 @@ def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:
     """Tell whether two values differ by one rounding to a half precision: a constant kept wider, or a cast that one side does not make.
 
     Either one is the other rounded, exactly; or the difference looks like what such a rounding leaves behind: as large as half a unit in the last place
-    at most, no gain, no offset. A wrong eps has a gain, another activation is smaller or larger.
+    at most, no gain, no offset, no law. A wrong eps has a gain; another activation differs by a function of the value.
     """
     if r.shape != p.shape or not (r.is_floating_point() and p.is_floating_point()) or r.numel() < 2:
         return False
@@ -173,7 +173,7 @@ def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:
     norm = float(torch.linalg.vector_norm(r))
     error = float(torch.linalg.vector_norm(d)) / norm if norm > 0 else math.inf
     unit = torch.finfo(dtype).eps / 2
-    if not 0.05 * unit <= error <= 0.75 * unit:
+    if not 0.05 * unit <= error <= 0.75 * unit or follows(r, d):
         return False
     gain = float((d * r).sum()) / norm**2
     offset = float(d.mean()) / (float(r.std()) + 1e-300)
@@ -181,6 +181,22 @@ def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:
     largest = float(d.abs().max()) / float(r.abs().max())
     # A table is used many times: its few roundings do not average out as so many values would.
     return abs(gain) <= (0.5 + spread) * error and abs(offset) <= (0.5 + spread) * error and largest <= 2 * unit
+
+
+def follows(r: Tensor, d: Tensor) -> bool:
+    """Tell whether the difference `d` is a smooth function of the value `r`: in the order of r, neighbours differ little (a rounding is erratic).
+
+    Each sign alone, because an activation has two branches: it is enough that the larger values follow.
+    """
+    values, places = torch.unique(r.flatten()[:65536], return_inverse=True)
+    of_value = torch.zeros_like(values)
+    of_value[places] = d.flatten()[:65536]
+    for side in (values > 0, values < 0):
+        branch = of_value[side]
+        steps = float(branch.diff().square().sum() / branch.square().sum().clamp_min(1e-300))
+        if len(branch) >= 64 and steps < 0.4 and float(branch.norm()) > 0.3 * float(of_value.norm()):
+            return True  # 2 when neighbours are independent
+    return False
 
 
 def is_roundoff(row: Row) -> bool:

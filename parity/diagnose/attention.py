@@ -328,7 +328,13 @@ def _values_of_other_heads(ev: Evidence, a: Attention) -> Iterator[Explanation]:
         return
     text = f"the heads of the values are in another order: {order.tolist()[:16]}"
     yield from _fit(
-        ev, a, lambda x: merged(x, weights(x) @ expanded(x.v, h, "repeat")[:, order]), text, "A10", 0.95, order=order.tolist()
+        ev,
+        a,
+        lambda x: merged(x, weights(x) @ expanded(x.v, h, "repeat")[:, order]),
+        text,
+        "A10",
+        0.95,
+        order=order.tolist(),
     )
 
 

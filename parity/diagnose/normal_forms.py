@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parity.diagnose.evidence import Evidence, relative_error
+from parity.diagnose.evidence import Evidence, as_float64, relative_error
 from parity.diagnose.roles import agreement, like_reference, memo
 
 EPS = (0.0, 1e-12, 1e-10, 1e-8, 1.1920929e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -101,6 +101,18 @@ def fit(u: Tensor, y: Tensor, channel: int) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def known(u: Tensor, y: Tensor, channel: int, vectors: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Return y ≈ a·u + b with a and b among known vectors (a also one, or one more): for too few rows to fit them."""
+    shape = [-1 if axis == channel else 1 for axis in range(u.dim())]
+    own = [v.reshape(shape) for v in vectors if v.numel() == u.shape[channel]][:6]
+    one, zero = torch.ones([1] * u.dim(), dtype=u.dtype), torch.zeros([1] * u.dim(), dtype=u.dtype)
+    for gain in (*own, one, *(1 + v for v in own)):
+        for shift in (zero, *own):
+            if relative_error(gain * u + shift, y) < 1e-2:
+                return gain, shift
+    return None
+
+
 def norm_of(ev: Evidence) -> Norm | None:
     """Return the norm of a tensor around R that R is, with its eps; None when no input, kind and eps reproduce R."""
     return memo(ev, "norm", _search)
@@ -112,9 +124,10 @@ def _search(ev: Evidence) -> Norm | None:
     if not bool(torch.isfinite(ev.r).all()):
         return None
     found = []
+    vectors = [as_float64(ref).flatten() for ref, _ in ev.parameters.values() if ref is not None and ref.dim() == 1]
     for _, x in like_reference(ev)[:8]:
         for kind in kinds(x):
-            norm = _calibrated(x, ev.r, kind)
+            norm = _calibrated(x, ev.r, kind, vectors)
             if norm is not None:
                 found.append(norm)
         exact = [norm for norm in found if norm.error <= agreement(ev)]
@@ -123,22 +136,26 @@ def _search(ev: Evidence) -> Norm | None:
     return None
 
 
-def _calibrated(x: Tensor, r: Tensor, kind: Kind) -> Norm | None:
-    """Fit gain and shift at a usual eps, then keep the eps with the smallest error."""
+def _calibrated(x: Tensor, r: Tensor, kind: Kind, vectors: list[Tensor]) -> Norm | None:
+    """Fit gain and shift at a usual eps (look them up, where there are few rows), then keep the eps with the smallest error."""
     channel = 1 if kind.name == "group" else x.dim() - 1
+    few_rows = x.numel() // x.shape[channel] < 5
+
+    def solve(u: Tensor) -> tuple[Tensor, Tensor] | None:
+        return known(u, r, channel, vectors) if few_rows else fit(u, r, channel)
+
     if kind.name != "group" and x.dim() >= 2 and x.shape[-2] > 64:  # a few tokens turn away almost everything
         few, part = x[..., :64, :], r[..., :64, :]
         if fit(unit(few, kind, 1e-6), part, channel) is None:
             return None
-    rough = fit(unit(x, kind, 1e-6), r, channel)
-    if rough is None:
+    if solve(unit(x, kind, 1e-6)) is None:
         return None
     best: Norm | None = None
     for eps in EPS:
         u = unit(x, kind, eps)
         if not bool(torch.isfinite(u).all()):
             continue
-        fitted = fit(u, r, channel)
+        fitted = solve(u)
         if fitted is None:
             continue
         norm = Norm(x, kind, eps, *fitted, relative_error(fitted[0] * u + fitted[1], r))

@@ -187,11 +187,8 @@ def _shard_input(ev: Evidence, rest: list[int]) -> str:
             for gain in [torch.ones(width, dtype=torch.float64), *gains]:
                 wanted = (x * gain).square().sum(-1) / mean.clamp_min(1e-300)
                 scale = float(torch.linalg.vector_norm(wanted))
-                if (
-                    float(torch.linalg.vector_norm(wanted - theirs))
-                    < 1e-4 * scale
-                    < 0.1 * float(torch.linalg.vector_norm(wanted - ours)) + 1e-4 * scale
-                ):
+                left, right = (float(torch.linalg.vector_norm(wanted - x)) for x in (theirs, ours))
+                if left < 1e-4 * scale and right > 1e-3 * scale:  # else an eps
                     return name
     return ""
 

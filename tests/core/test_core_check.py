@@ -257,6 +257,17 @@ def test_a_rounding_is_told_from_a_bug():
     assert not is_rounding(x, bad, torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_difference_with_a_law_is_no_rounding(dtype):
+    """Tanh and erf GELU are apart by about as much as a rounding to fp16, but by a function of the value."""
+    x, w = noise(640).double(), noise(16, 16).double()
+    assert not is_rounding(torch.nn.functional.gelu(x, approximate="tanh"), torch.nn.functional.gelu(x), dtype)
+    rows = x.reshape(40, 16)
+    mixed = rows @ w
+    assert is_rounding(mixed, rows.to(dtype).double() @ w, dtype)
+    assert is_rounding(mixed.abs(), (rows.to(dtype).double() @ w).abs(), dtype)
+
+
 @pytest.mark.parametrize(
     ("pattern", "sizes", "shape"),
     [

@@ -188,6 +188,17 @@ def test_outputs_in_another_order() -> None:
     assert found.parameters == {"output": 0, "source": 1}
 
 
+def test_norm_of_two_rows_is_read_with_the_known_gain() -> None:
+    """A pooled token: two rows cannot fit gain and shift of every channel, the module's parameters can."""
+    x = normal(2, 16)
+    r, p = (layer(x, eps) * W + BIAS for eps in (1e-5, 1e-3))
+    own = {"weight": (W, W), "bias": (BIAS, BIAS)}
+    class_id, found = top(Evidence(reference=r, port=p, inputs={"x": x}, parameters=own))
+    assert (class_id, found.parameters["port"]) == ("N1", 1e-3)
+    assert not explain(Evidence(reference=r, port=p, inputs={"x": x}))
+    assert not explain(Evidence(reference=r, port=r + 0.01 * normal(2, 16, seed=5), inputs={"x": x}, parameters=own))
+
+
 def test_eps_of_one_side_only() -> None:
     assert top(Evidence(reference=rms(X, 0.0), port=rms(X, 1e-3)))[0] == "N1"
 

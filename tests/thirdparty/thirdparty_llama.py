@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -23,11 +23,15 @@ class HfBreak:
     classes: tuple[str, ...]
     change: Callable[[nn.Module], None] = lambda model: None
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # name in modeling_llama -> replacement
+    attention: str = "sdpa"  # of the port; the functions of the eager attention are replaced in an eager port
+    decoding: bool = False  # a prompt, then the rest on its cache
 
 
 @contextmanager
 def patched(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    with mock.patch.multiple(modeling_llama, **functions) if functions else mock.patch("os.sep", "/"):
+    with ExitStack() as stack:
+        if functions:
+            stack.enter_context(mock.patch.multiple(modeling_llama, **functions))
         yield
 
 
@@ -36,7 +40,7 @@ def runner(fault: HfBreak) -> Callable[..., Any]:
 
     def run(module: nn.Module, **inputs: Any) -> Any:
         with patched(fault.functions):
-            return module(**inputs)
+            return prompt_then_rest(module, inputs["input_ids"]) if fault.decoding else module(**inputs)
 
     return run
 
@@ -66,24 +70,31 @@ def tiled_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
     return hidden_states.repeat(1, n_rep, 1, 1)
 
 
-def top_left_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
+def top_left_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
     """A causal mask that is aligned to the first key, not to the last."""
     key, value = (modeling_llama.repeat_kv(t, module.num_key_value_groups) for t in (key, value))
-    out = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, scale=kwargs["scaling"])
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=query.shape[2] > 1, scale=kwargs["scaling"]
+    )
     return out.transpose(1, 2).contiguous(), None
 
 
 def _set(path: str, name: str, value: Any) -> Callable[[nn.Module], None]:
     def change(model: nn.Module) -> None:
         owner = model.get_submodule(path)
-        setattr(owner, name, value(getattr(owner, name)) if callable(value) and not isinstance(value, nn.Module) else value)
+        setattr(
+            owner, name, value(getattr(owner, name)) if callable(value) and not isinstance(value, nn.Module) else value
+        )
 
     return change
 
 
 FAULTS = (
     HfBreak("rotary_pairing", "llama", r"model\.layers\.\d\.self_attn", ("P1",), functions={"apply_rotary_pos_emb": interleaved_rotary}),
-    HfBreak("gqa_tiled", "llama", r"model\.layers\.\d\.self_attn", ("A6",), functions={"repeat_kv": tiled_kv}),
+    HfBreak("gqa_tiled", "llama", r"model\.layers\.\d\.self_attn", ("A6",), functions={"repeat_kv": tiled_kv}, attention="eager"),
+    HfBreak("causal_corner", "llama", r"model\.layers\.\d\.self_attn", ("A1",), functions={"eager_attention_forward": top_left_attention}, attention="eager", decoding=True),
     HfBreak("rms_eps", "llama", r"model\.layers\.1\.post_attention_layernorm", ("N1",), _set("model.layers.1.post_attention_layernorm", "variance_epsilon", 1e-5)),
     HfBreak("softmax_scale", "llama", r"model\.layers\.1\.self_attn", ("A5",), _set("model.layers.1.self_attn", "scaling", lambda s: s * 8**0.5)),
     HfBreak("t5_norm_eps", "t5", r"encoder\.block\.1\.layer\.0\.layer_norm", ("N1",), _set("encoder.block.1.layer.0.layer_norm", "variance_epsilon", 1e-4)),

@@ -41,8 +41,15 @@ def build_t5(attention: str = "eager") -> nn.Module:
 
 def build_clip(attention: str = "eager") -> nn.Module:
     torch.manual_seed(0)
-    text = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16, eos_token_id=63)  # fmt: skip
-    vision = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8)
+    text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 16, "eos_token_id": 63}  # fmt: skip
+    vision = {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 24,
+        "patch_size": 8,
+    }
     config = hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24, attn_implementation=attention)
     return _finish(hf.CLIPModel(config))
 

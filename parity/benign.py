@@ -151,6 +151,7 @@ def _kept(mask: Tensor) -> Tensor | None:
         return mask
     if not mask.is_floating_point():
         return None
+    mask = mask.double()  # the narrow formats have no comparisons
     kept = mask == 0
     return kept if bool((kept | (mask <= _HIDDEN)).all()) else None
 

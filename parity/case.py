@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,7 +72,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Variation:
-    """A change that a right port may make; the verdict must stay `match`."""
+    """A change that a right port may make; the verdict must stay `match`.
+
+    names, allow_unaligned: what the change renames or leaves without a counterpart; they are tried before those of the case.
+    """
 
     name: str
     text: str
@@ -80,6 +83,8 @@ class Variation:
     case: str | None = None
     dtype: torch.dtype | None = None
     side: str = "port"  # "port", or "both" for things like another seed or dtype
+    names: NameMap = field(default_factory=NameMap)
+    allow_unaligned: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,13 @@ class Case:
     @property
     def label(self) -> str:
         return f"{self.system}/{self.name}"
+
+    def under(self, variation: Variation | None) -> Case:
+        """Return the case with what a variation says of names and of sites without a counterpart."""
+        if variation is None or not (variation.names.rules or variation.allow_unaligned):
+            return self
+        names = NameMap((*variation.names.rules, *self.names.rules))
+        return replace(self, names=names, allow_unaligned={**variation.allow_unaligned, **self.allow_unaligned})
 
 
 @dataclass(frozen=True)

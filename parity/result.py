@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ class Divergence:
     shape: tuple[int, ...] = ()
     locality: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def key(self) -> str:
         return format_key(self.site, self.coords)
 
@@ -110,7 +111,7 @@ class Row:
     diverged: bool = False
     estimated: bool = False  # measured from sketches
 
-    @property
+    @cached_property
     def key(self) -> str:
         return format_key(self.site, self.coords)
 

@@ -87,6 +87,7 @@ def run_case(
     Raises SideError when a side fails to build or run.
     """
     setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
+    case = case.under(variation)
     inject = (fault.inject if fault else None) or (variation.inject if variation else None)
     say = progress or (lambda text: None)
     seconds: dict[str, float] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -66,7 +67,7 @@ class Record:
     origin: str = ""
     layout: str = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         return format_key(self.site, self.coords)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -80,7 +81,7 @@ class Recorder:
                 if isinstance(probe, Modules):
                     self._attach_modules(probe)
             for owner, name, group in _by_target(self.probes):
-                self._stack.callback(_wrap(owner, name, functools.partial(self._around, group)))
+                self._stack.callback(_wrap(owner, name, _untraced(functools.partial(self._around, group))))
         except BaseException:
             self._stack.close()
             raise
@@ -166,8 +167,8 @@ class Recorder:
         for path, module in probe.root.named_modules():
             site = probe.prefix + (path or probe.name)
             observed = bool(wanted.fullmatch(path)) and not (skipped and skipped.fullmatch(path))
-            before = functools.partial(self._before, probe, site, observed)
-            after = functools.partial(self._after, probe, site, observed)
+            before = _untraced(functools.partial(self._before, probe, site, observed))
+            after = _untraced(functools.partial(self._after, probe, site, observed))
             self._stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             self._stack.callback(module.register_forward_hook(after, always_call=True).remove)
 
@@ -292,6 +293,13 @@ class Recorder:
             return label
         module = self.modules[-1] if self.modules else ""
         return label.replace("{module}", module) if module else label.replace("{module}.", "").replace("{module}", "")
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep a compiler that is in use from tracing into the recorder: it would compile it anew for every site."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    return cast(Callable[..., Any], torch.compiler.disable(function))
 
 
 # -- wrapping ---------------------------------------------------------------------------------------------------------

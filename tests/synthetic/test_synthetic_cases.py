@@ -1,0 +1,67 @@
+"""The synthetic models through the harness: every case matches, and a handful of defects is found, placed and named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+
+from fixtures.synthetic.case import SYSTEM
+from parity.case import Fault, Variation
+from parity.gauntlet import Runner
+from parity.run import run_case
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors are tiny: more threads only wait for each other."""
+    kept = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(kept)
+
+
+@cache
+def runner() -> Runner:
+    return Runner(SYSTEM)
+
+
+def fault(name: str) -> Fault:
+    return next(f for f in SYSTEM.faults if f.name == name)
+
+
+def variation(name: str) -> Variation:
+    return next(v for v in SYSTEM.variations if v.name == name)
+
+
+@pytest.mark.parametrize("case", SYSTEM.cases, ids=lambda case: case.name)
+def test_a_case_matches(case) -> None:
+    result, _ = run_case(case)
+    assert result.verdict == "match", result.first
+    assert result.coverage.compared == result.coverage.reference == result.coverage.port
+
+
+@pytest.mark.parametrize("name", ["text_image_gelu_exact", "int8_int8_scale_dropped", "sharded_bias_on_every_rank"])
+def test_a_defect_is_found_placed_and_named(name: str) -> None:
+    score = runner().score(fault(name))
+    assert score.detected
+    assert score.site, (score.found, score.expected)
+    assert score.module, (score.culprit, score.expected)
+    assert score.top1, (score.causes, score.expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["int8_renamed", "int8_expanded", "int8_branch_order", "text_prompts_singly", "text_bf16"]
+)
+def test_a_harmless_change_is_silent(name: str) -> None:
+    """Renamed modules, a part without a counterpart, another order, another batch, another dtype."""
+    score = runner().score(variation(name))
+    assert score.verdict == "match", score.found
+
+
+def test_names_are_unique_and_every_fault_has_its_case() -> None:
+    for items in (SYSTEM.faults, SYSTEM.variations):
+        assert len({item.name for item in items}) == len(items)
+        assert {item.case for item in items} == {case.name for case in SYSTEM.cases}

@@ -149,8 +149,10 @@ def _kept(mask: Tensor) -> Tensor | None:
     """Return which keys a mask keeps; None when it is no mask."""
     if mask.dtype == torch.bool:
         return mask
-    if not mask.is_floating_point():
+    if not mask.is_floating_point() or not mask.numel():
         return None
+    if _HIDDEN < float(mask.flatten()[0]) != 0:
+        return None  # nearly everything that is no mask
     mask = mask.double()  # the narrow formats have no comparisons
     kept = mask == 0
     return kept if bool((kept | (mask <= _HIDDEN)).all()) else None

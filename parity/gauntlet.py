@@ -159,18 +159,27 @@ def _scores(
             runner = runners.setdefault(system, Runner(systems[system]))
             yield runner.score(_item(systems[system], name, kind))
         return
-    chunks = [todo[i::jobs] for i in range(jobs)]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_worker, chunk, paths, os.getcwd()) for chunk in chunks if chunk]):
-            yield from future.result()
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(paths, os.getcwd())
+    ) as pool:
+        for future in as_completed([pool.submit(_work, *item) for item in todo]):
+            yield future.result()
 
 
-def _worker(todo: list[tuple[str, str, str]], paths: list[Path] | None, folder: str) -> list[Score]:
+_RUNNERS: dict[str, Runner] = {}  # of a worker process
+
+
+def _start(paths: list[Path] | None, folder: str) -> None:
     import torch
 
     torch.set_num_threads(1)
     os.chdir(folder)
-    return list(_scores(find_systems(paths=paths), todo, 1, paths))
+    _RUNNERS.update({name: Runner(system) for name, system in find_systems(paths=paths).items()})
+
+
+def _work(system: str, name: str, kind: str) -> Score:
+    runner = _RUNNERS[system]
+    return runner.score(_item(runner.system, name, kind))
 
 
 def _item(system: System, name: str, kind: str) -> Fault | Variation:
@@ -303,7 +312,7 @@ def _line(score: Score) -> str:
             ("L", score.line),
         )
     )
-    return f"  {marks} {score.name}: {score.verdict} {score.found} | {score.culprit} {score.source} | {'; '.join(score.causes)[:160]} | expected {score.expected} ({score.seconds:.1f} s)"
+    return f"  {marks} {score.name}: {score.verdict} {score.found} | {score.culprit} {score.source} | {'; '.join(score.causes)[:420]} | expected {score.expected} ({score.seconds:.1f} s)"
 
 
 def to_markdown(summaries: Sequence[Summary], scores: Sequence[Score]) -> str:

@@ -15,6 +15,7 @@ from parity.floors import UNIT, Floors
 from parity.result import Divergence, Row
 from parity.trace import Record, Trace
 
+_SOUGHT = 400  # the worst element is dear to find: later divergences name it only at their site's first
 _SMALL = 1e-4  # a record this much smaller than its site usually is, is judged on the site's scale
 
 
@@ -30,7 +31,16 @@ def judge(
 ) -> list[Divergence]:
     """Return the divergences in the reference's order: values over their floors, other shapes, non-finite values, missing and extra calls."""
     by_key = {pair.reference.key: pair for pair in alignment.pairs}
-    found = [_divergence(row, by_key[row.key], reference, port, tier) for row in rows if row.diverged]
+    found: list[Divergence] = []
+    sites: set[str] = set()
+    for row in rows:
+        if row.diverged:
+            found.append(
+                _divergence(
+                    row, by_key[row.key], reference, port, tier, values=len(found) < _SOUGHT or row.site not in sites
+                )
+            )
+            sites.add(row.site)
     for record in alignment.missing:
         found.append(_lone(record, "missing", record.order, "the port did not compute this", tier))
     for record, order in alignment.extra:
@@ -164,7 +174,8 @@ def _measure_sketches(row: Row, pair: Pair, r: Tensor | None, p: Tensor | None, 
     )
 
 
-def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str) -> Divergence:
+def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, values: bool) -> Divergence:
+    """Describe one divergence; values: with the worst element and both values there."""
     base = Divergence(
         site=row.site,
         coords=row.coords,
@@ -187,7 +198,7 @@ def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str) 
         base = replace(base, metric="nonfinite", error=float(abs(row.nonfinite[1] - row.nonfinite[0])), detail=detail)
     if row.estimated:
         base = replace(base, detail=base.detail or _order_free(pair))
-    if r is None or p is None or r.numel() == 0:
+    if not values or r is None or p is None or r.numel() == 0:
         return base
     index, left, right = worst(r, p)
     return replace(base, index=index, reference_value=left, port_value=right)

@@ -71,7 +71,7 @@ class Record:
     def key(self) -> str:
         return format_key(self.site, self.coords)
 
-    @property
+    @cached_property
     def is_float(self) -> bool:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype.is_floating_point or dtype.is_complex

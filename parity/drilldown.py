@@ -200,11 +200,16 @@ def _frontier(steps: Sequence[Step], known: _Values, diverging: Tensor | None) -
     """Return the first operation with known inputs and an unknown output from which the diverging value follows through unknown ones."""
     good = [all(known.has(t) for t in step.op.outputs) for step in steps]
     cone = sorted(_cone(steps, good, diverging))
-    for i in cone:
-        step = steps[i]
-        ready = (known.has(t) or m is None or good[m] for t, m in zip(step.op.inputs, step.makers, strict=True))
-        if step.op.name not in _MOVES and all(ready):
-            return step.op
+    ready = [
+        steps[i].op
+        for i in cone
+        if steps[i].op.name not in _MOVES
+        and all(known.has(t) or m is None or good[m] for t, m in zip(steps[i].op.inputs, steps[i].makers, strict=True))
+    ]
+    if ready:
+        return next(
+            (op for op in ready if op.inputs), ready[0]
+        )  # a fresh constant (arange) only where nothing else departs
     return next((steps[i].op for i in cone if steps[i].op.name not in _MOVES), next((steps[i].op for i in cone), None))
 
 

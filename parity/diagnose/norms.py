@@ -11,6 +11,7 @@ from torch import Tensor
 from parity.diagnose.activation_causes import activation, dropout, repeated
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 from parity.diagnose.modulations import adaptive, modulation, modulation_order, modulation_outputs, modulation_source
+from parity.diagnose.norm_calls import HYPOTHESES as NORM_CALLS
 from parity.diagnose.normal_forms import EPS, Kind, kinds, norm_of, unit
 from parity.diagnose.roles import (
     comparable,
@@ -230,4 +231,5 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("modulation outputs", "W5", modulation_outputs, 0.9),
     Hypothesis("modulation source", "W5", modulation_source, 0.85),
     Hypothesis("modulation order", "W5", modulation_order, 0.5),
+    *NORM_CALLS,
 )

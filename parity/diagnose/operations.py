@@ -221,27 +221,6 @@ def _at(op: Op) -> str:
     return f" ({op.source})" if op.source else ""
 
 
-NORMS = {"native_group_norm", "group_norm", "native_layer_norm", "layer_norm", "native_batch_norm"}
-
-
-def normed_shape(ev: Evidence) -> Iterator[Explanation]:
-    """The same norm runs on the same numbers in another shape: its statistics are taken over other axes (N7)."""
-    ours = [op for op in ev.ref_ops if op.name in NORMS and op.inputs]
-    theirs = [op for op in ev.port_ops if op.name in NORMS and op.inputs]
-    if len(ours) != len(theirs):
-        return
-    for ref, port in zip(ours, theirs, strict=True):
-        a, b = ref.inputs[0], port.inputs[0]
-        if ref.name == port.name and a.shape != b.shape and a.numel() == b.numel():
-            if abs(float(a.double().square().sum() / b.double().square().sum().clamp_min(1e-300)) - 1) > 1e-6:
-                continue
-            text = (
-                f"`{port.name}` runs over {list(b.shape)} where the reference runs it over {list(a.shape)}{_at(port)}"
-            )
-            yield Explanation(text, 0.0, 0.95, {"reference": list(a.shape), "port": list(b.shape)})
-            return
-
-
 GATES = {"gelu", "silu", "sigmoid", "tanh", "relu"}
 SPLITS = {"split", "chunk", "unbind", "split_with_sizes", "slice", "select"}
 
@@ -282,7 +261,6 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("joined_parts", "D3", joined, 0.9),
     Hypothesis("padding", "V3", padded, 0.9),
     Hypothesis("another_slice", "V7", cut, 0.7),
-    Hypothesis("normed_shape", "N7", normed_shape, 0.8),
     Hypothesis("exchanged_halves", "W3", exchanged_halves, 0.8),
     Hypothesis("reinterpreted_memory", "V11", reinterpreted, 0.5),
 )

@@ -16,7 +16,7 @@ from parity.diagnose.roles import (
     fitted,
     noise,
 )
-from parity.diagnose.schedules import ROUNDINGS, Sinusoid, sinusoid, write_sinusoid
+from parity.diagnose.schedules import ORDERS, ROUNDINGS, Sinusoid, sinusoid, write_sinusoid
 
 
 def time_embedding(ev: Evidence) -> Iterable[Explanation]:
@@ -35,7 +35,8 @@ def time_embedding(ev: Evidence) -> Iterable[Explanation]:
     if len(rows_r) > 64:
         return
     if ours is None or theirs is None:
-        yield from _frequency_table(ev, ours, theirs)
+        found = list(_frequency_table(ev, ours, theirs)) or list(_rewritten(ev, ours, theirs))
+        yield from found
         return
     said: list[str] = []
     classes: list[str] = []
@@ -72,6 +73,56 @@ def _frequency_table(ev: Evidence, ours: Sinusoid | None, theirs: Sinusoid | Non
             residual = float(torch.linalg.vector_norm(other - low) / torch.linalg.vector_norm(ev.d))
             yield Explanation(text, residual, confidence(ev, residual, 0.94), {}, "W10")
             return
+
+
+BASES = (100.0, 256.0, 500.0, 1000.0, 2000.0, 5000.0, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6)
+UNITS = (1.0, 1000.0, 1e-3, 2.0, 0.5)
+
+
+def _rewritten(ev: Evidence, ours: Sinusoid | None, theirs: Sinusoid | None) -> Iterator[Explanation]:
+    """One side's angles cannot be read (they turn too fast): it is the other's with a usual base, end point or unit of time."""
+    known = ours or theirs
+    if known is None:
+        return
+    port_unread = ours is not None
+    unread = (ev.p if port_unread else ev.r).reshape(-1, ev.r.shape[-1])
+    half = unread.shape[-1] // 2
+    times, j = _exact_times(ev, known), torch.arange(half, dtype=torch.float64)
+    rates = {known.rate: "", known.rate * half / (half - 1): "end point", known.rate * (half - 1) / half: "end point"}
+    rates |= {math.log(base) / steps: f"base {base:g}" for base in BASES for steps in (half, half - 1)}
+    for rate, what in rates.items():
+        for unit in UNITS:
+            theta = unit * times[:, None] * torch.exp(-rate * j)
+            for order in dict.fromkeys((known.order, *ORDERS)):
+                other = write_sinusoid(theta, known.amplitude, order)
+                if not close(other, unread, 1e-3 + 2 * noise(ev)):
+                    continue
+                said, class_id = [], "T2"
+                if order != known.order:
+                    said.append(f"{order} instead of {known.order}")
+                if what:
+                    said.append("another end point of the exponent" if what == "end point" else f"frequency {what}")
+                if unit != 1.0:
+                    said.append(f"the time is multiplied by {unit:g}")
+                    class_id = class_id if what or order != known.order else "T6"
+                if said:
+                    residual = float(torch.linalg.vector_norm(other - unread) / torch.linalg.vector_norm(ev.d))
+                    who = "port" if port_unread else "reference"
+                    text = f"the time embedding differs; the {who}'s: {'; '.join(said)}"
+                    trust = confidence(ev, residual, 0.95 if len(said) == 1 else 0.93)
+                    yield Explanation(text, residual, trust, {"rate": rate, "unit": unit, "order": order}, class_id)
+                return
+
+
+def _exact_times(ev: Evidence, known: Sinusoid) -> Tensor:
+    """Return t·f_0 of every row: the input that it was read from where there is one, since large angles need all its digits."""
+    times = known.times
+    for value in ev.inputs.values():
+        if value.numel() in (1, len(times)) and not value.is_complex():
+            given = value.detach().cpu().double().flatten().expand(len(times))
+            if close(given, times, 1e-4):
+                return given
+    return times
 
 
 def _embedding_order(a: Sinusoid, b: Sinusoid, said: list[str], classes: list[str], values: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ from parity.diagnose.evidence import Evidence, Op
 from parity.diagnose.integers import HYPOTHESES as INTEGERS
 from parity.diagnose.layout import HYPOTHESES as LAYOUT
 from parity.diagnose.nonfinite import HYPOTHESES as NONFINITE
+from parity.diagnose.norm_calls import HYPOTHESES as NORM_CALLS
 from parity.diagnose.operations import HYPOTHESES
 from parity.diagnose.parallel import HYPOTHESES as PARALLEL
 from parity.diagnose.terms import HYPOTHESES as TERMS
@@ -105,7 +106,28 @@ def test_a_norm_over_another_shape() -> None:
         Op("native_group_norm", (clip,), (functional.group_norm(clip, 4),), {"group": 4}),
         Op("view", (clip,), (out,)),
     ]
-    assert top(both([ref], port), HYPOTHESES)[:2] == ("normed_shape", "N7")
+    assert top(both([ref], port), NORM_CALLS)[:2] == ("normed_shape", "N7")
+
+
+def group_norm(x: Tensor, groups: int, eps: float = 1e-5) -> Op:
+    return Op("native_group_norm", (x,), (functional.group_norm(x, groups, eps=eps),), {"group": groups, "eps": eps})
+
+
+def test_norm_of_other_channels() -> None:
+    order = torch.arange(8).reshape(4, 2).T.flatten()
+    found = top(both([group_norm(PICTURE, 4)], [group_norm(PICTURE[:, order], 4)]), NORM_CALLS)
+    assert found[:2] == ("normed_channels", "N7")
+    assert found[2].parameters["order"] == order.tolist()
+    doubled = PICTURE[:, [0, 0, 2, 3, 4, 5, 6, 7]]  # a channel used twice is another fault
+    assert explain(both([group_norm(PICTURE, 4)], [group_norm(doubled, 4)]), NORM_CALLS) == []
+
+
+def test_norm_with_other_arguments() -> None:
+    tokens = normal(2, 8, 15, seed=7)
+    for port, class_id in ((group_norm(tokens, 2), "N7"), (group_norm(tokens, 4, 1e-3), "N1")):
+        assert top(both([group_norm(tokens, 4)], [port]), NORM_CALLS)[:2] == ("norm arguments", class_id)
+    # other numbers in, other arguments or not: the norm is not what departs
+    assert explain(both([group_norm(tokens, 4)], [group_norm(tokens + 0.1, 2)]), NORM_CALLS) == []
 
 
 def test_exchanged_halves() -> None:

@@ -129,6 +129,30 @@ def test_embeddings(case: str, rows: int) -> None:
     assert found[1].residual < 0.02
 
 
+FAST = torch.tensor([937.0, 250.0])
+FEW = {"size": 16}  # eight frequencies: the slowest still turns 0.3 times a unit of time
+
+
+@pytest.mark.parametrize(
+    ("port", "class_id", "words"),
+    [
+        (embedding(FAST, base=100.0, **FEW), "T2", "frequency base 100"),
+        (embedding(1000 * FAST, **FEW), "T6", "multiplied by 1000"),
+        (embedding(FAST, base=100.0, order="sin", **FEW), "T2", "sin, cos halves instead of cos, sin halves"),
+    ],
+)
+def test_angles_that_turn_too_fast_to_be_read(port: Tensor, class_id: str, words: str) -> None:
+    """Every pair of neighbours aliases: the angles cannot be read off, but the usual ways to write them can be tried."""
+    plain = embedding(FAST, **FEW)
+    found = top(Evidence(reference=plain, port=port, inputs={"t": FAST}))
+    assert found[0] == class_id
+    assert words in found[1].text
+    back = top(Evidence(reference=port, port=plain, inputs={"t": FAST}))
+    assert back[0] == class_id
+    assert "the reference's" in back[1].text
+    assert not explain(Evidence(reference=plain, port=port + 0.01 * normal(2, 16), inputs={"t": FAST}))
+
+
 X, V, OLD = normal(2, 4, 6, 5), normal(2, 4, 6, 5, seed=1), normal(2, 4, 6, 5, seed=2)
 DT = -0.12
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 
 import torch
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -152,6 +153,8 @@ def fused(model: nn.Module, drop: bool = True) -> nn.Module:
     for module in port.modules():
         if hasattr(module, "fuse_projections"):
             module.fuse_projections()
+            if isinstance(module, Attention):
+                module.set_processor(FusedAttnProcessor2_0())
             if not drop:
                 continue
             gone = ("to_q", "to_k", "to_v") if hasattr(module, "to_qkv") else ("to_k", "to_v")

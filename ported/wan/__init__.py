@@ -7,3 +7,12 @@ put the official tables and picture preparation where the libraries' own differ 
 
 Written against diffusers 0.42.1, transformers 5.23.0 (the newest released when this was written) and torch 2.13.
 """
+
+import sys
+
+from transformers import CLIPImageProcessorPil
+from transformers.utils import is_torchvision_available
+
+# Without torchvision transformers gives this class for the old name, which diffusers imports, with a warning: give it without.
+if not is_torchvision_available():
+    vars(sys.modules["transformers"])["CLIPImageProcessor"] = CLIPImageProcessorPil

@@ -69,6 +69,8 @@ def align(
     alone, regular expression -> reason. by_value: also match what names do not.
     """
     candidates = _named(port, names)
+    if by_value and names is None and _foreign(reference, port):
+        candidates = {}
     pairs: list[Pair] = []
     used: set[str] = set()
     for record in reference:
@@ -79,7 +81,7 @@ def align(
             used.add(origin.key)
     notes: tuple[str, ...] = ()
     if by_value:
-        from parity.matching import match_by_value
+        from parity.match_traces import match_by_value
 
         paired = {p.reference.key for p in pairs}
         loose = [r for r in reference if r.key not in paired], [p for p in port if p.key not in used]
@@ -87,6 +89,12 @@ def align(
         pairs = sorted([*pairs, *found_pairs], key=lambda pair: pair.reference.order)
         used |= {p.port.key for p in found_pairs}
     return _finish(reference, port, pairs, used, names or NameMap(), dict(allowed or {}), notes)
+
+
+def _foreign(reference: Trace, port: Trace) -> bool:
+    """Tell whether the two sides name things by different schemes: then a name that both have may well mean two things."""
+    left, right = set(reference.sites()), set(port.sites())
+    return 0 < 2 * len(left & right) < min(len(left), len(right))
 
 
 def _named(port: Trace, names: NameMap | None) -> dict[str, tuple[Record, Target | None]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -62,14 +62,14 @@ def infer_names(
     ref_ran, port_ran = _ran(reference), _ran(port)
     weights = match_weights(ref_root, port_root, ref_ran, port_ran)
     fused = {leaf: f for leaf, f in weights.fused.items() if _is_fused(leaf, f, sides)}
-    modules = match_containers(ref_root, port_root, weights)
+    modules = match_containers(weights, _can_run(ref_root), _can_run(port_root))
     matches = Matches()
     for fusion in fused.values():
         matches.taken.update(fusion.leaves)
     for site in sides.ports:
         if site in sides.refs and site not in fused and _plausible(site, modules):
             matches.add(site, site, "name")
-    _match_modules(matches, modules, sides.refs, sides.ports)
+    match_modules(matches, modules, sides.refs, sides.ports)
     match_templates(matches, list(sides.refs), [s for s in sides.ports if s not in fused])
     if (
         rerun is None or not modules
@@ -91,8 +91,14 @@ def infer_names(
 # -- containers -------------------------------------------------------------------------------------------------------
 
 
-def match_containers(ref_root: nn.Module, port_root: nn.Module, weights: WeightMatch) -> dict[str, str]:
-    """Pair modules (port path -> reference path): leaves by weights, containers by the set of aligned leaves that they hold."""
+Runs = Callable[[str], bool]
+
+
+def match_containers(weights: WeightMatch, ref_runs: Runs, port_runs: Runs) -> dict[str, str]:
+    """Pair modules (port path -> reference path): leaves by weights, containers by the set of aligned leaves that they hold.
+
+    Of nested modules that hold the same leaves those that never run (lists) stay out, the others pair from the outside.
+    """
     found = dict(weights.leaves)
     pairs = [(leaf, {ref}) for leaf, ref in weights.leaves.items()]
     pairs += [(leaf, set(fusion.leaves)) for leaf, fusion in weights.fused.items()]
@@ -107,18 +113,13 @@ def match_containers(ref_root: nn.Module, port_root: nn.Module, weights: WeightM
             chains.setdefault(frozenset(content), []).append(path)
     for held, paths in chains.items():
         partners = [p for p in by_content.get(held, []) if p not in found.values()]
-        for port, ref in _zip_chain(sorted(paths, key=len), sorted(partners, key=len), port_root, ref_root):
-            found[port] = ref
+        ports, refs = (sorted(filter(port_runs, paths), key=len), sorted(filter(ref_runs, partners), key=len))
+        found.update(zip(ports, refs, strict=False))
     return found
 
 
-def _zip_chain(
-    ports: Sequence[str], refs: Sequence[str], port_root: nn.Module, ref_root: nn.Module
-) -> Iterable[tuple[str, str]]:
-    """Pair nested modules that hold the same leaves: containers that never run (lists) stay out, the others pair from the outside."""
-    ports = [p for p in ports if not isinstance(port_root.get_submodule(p), (nn.ModuleList, nn.ModuleDict))]
-    refs = [r for r in refs if not isinstance(ref_root.get_submodule(r), (nn.ModuleList, nn.ModuleDict))]
-    return zip(ports, refs, strict=False)
+def _can_run(root: nn.Module) -> Runs:
+    return lambda path: not isinstance(root.get_submodule(path), (nn.ModuleList, nn.ModuleDict))
 
 
 def _is_fused(leaf: str, fusion: Fusion, sides: Sides) -> bool:
@@ -130,7 +131,7 @@ def _is_fused(leaf: str, fusion: Fusion, sides: Sides) -> bool:
 # -- sites ------------------------------------------------------------------------------------------------------------
 
 
-def _match_modules(
+def match_modules(
     matches: Matches, modules: Mapping[str, str], refs: Mapping[str, Record], ports: Mapping[str, Record]
 ) -> None:
     """Pair the sites of paired modules: outputs, inputs in order, and labels of functions that are equal."""
@@ -215,9 +216,9 @@ def _by_module(records: Mapping[str, Record]) -> dict[str, list[Record]]:
 
 
 def _plausible(site: str, modules: Mapping[str, str]) -> bool:
-    """An equal name counts unless the weights say that this module is another one."""
+    """An equal name counts unless the weights say that this module, or the reference's of that name, is another one."""
     module = site.partition(".in.")[0]
-    return modules.get(module, module) == module
+    return modules[module] == module if module in modules else module not in modules.values()
 
 
 def _under_port_names(trace: Trace) -> Trace:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parity.align import Pair
 from parity.layouts import find_layout
 from parity.names import Target
-from parity.trace import Record, Trace
+from parity.trace import Record, Stats, Trace
 
 NEAR = 2e-4
 _SAME = 1e-4  # of the same quantity on the same inputs, up to the noise of float32
@@ -39,36 +38,6 @@ class Matches:
         self.found[port] = (reference, how)
         self.taken.add(reference)
         return True
-
-
-def match_by_value(
-    reference: Trace, port: Trace, loose_ref: Sequence[Record], loose_port: Sequence[Record]
-) -> tuple[list[Pair], tuple[str, ...]]:
-    """Pair records that names left alone. Returns the pairs and one note on the evidence."""
-    matches = Matches()
-    match_values(matches, reference, port, loose_ref, loose_port)
-    match_templates(matches, [r.site for r in loose_ref], [p.site for p in loose_port])
-    match_between(matches, loose_ref, loose_port)
-    layouts = Layouts()
-    by_key = {r.key: r for r in loose_ref}
-    pairs = []
-    for record in loose_port:
-        if record.site not in matches.found:
-            continue
-        site, how = matches.found[record.site]
-        partner = by_key.get(type_key(site, record))
-        if partner is not None:
-            pairs.append(Pair(partner, record, how, layouts.target(partner, record, reference, port)))
-    counts = Counter(how for _, how in matches.found.values())
-    note = ", ".join(f"{n} by {how}" for how, n in counts.most_common())
-    return pairs, ((f"sites aligned without a name: {note}",) if note else ())
-
-
-def type_key(site: str, record: Record) -> str:
-    """Return the key that `record` would have at another site."""
-    from parity.result import format_key
-
-    return format_key(site, record.coords)
 
 
 # -- by value ---------------------------------------------------------------------------------------------------------
@@ -108,8 +77,11 @@ def moments_of(record: Record, trace: Trace) -> tuple[float, ...] | None:
         found = moments(value)
         return None if found[4] == 0 else found
     s = record.stats
-    if s is None or s.count == 0 or s.min == s.max:
-        return None
+    return None if s is None or s.count == 0 or s.min == s.max else moments_of_stats(s)
+
+
+def moments_of_stats(s: Stats) -> tuple[float, ...]:
+    """Return those moments that statistics hold."""
     return (max(abs(s.min), abs(s.max)), s.sum / s.count, s.sumsq / s.count, s.max, s.max - s.min)
 
 
@@ -132,11 +104,16 @@ def moments(value: Tensor) -> tuple[float, ...]:
 
 def near(a: tuple[float, ...], b: tuple[float, ...], tolerance: float = NEAR) -> bool:
     """Tell whether two sets of moments agree up to rounding, on the scale of the values."""
+    return off(a, b) <= tolerance
+
+
+def off(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Return the largest difference of two sets of moments, on the scale of the values; statistics alone have fewer moments."""
     scale = max(a[0], b[0])
     if scale == 0:
-        return a[0] == b[0]
-    known = list(zip(a, b, strict=False))  # statistics alone have fewer
-    return all(abs(x - y) <= tolerance * (scale * scale if i == 2 else scale) for i, (x, y) in enumerate(known))
+        return 0.0 if a[0] == b[0] else math.inf
+    known = enumerate(zip(a, b, strict=False))
+    return max(abs(x - y) / (scale * scale if i == 2 else scale) for i, (x, y) in known)
 
 
 def module_of(record: Record) -> str:
@@ -162,18 +139,23 @@ def _alike(left: str, right: str) -> int:
 
 
 def match_templates(matches: Matches, refs: Sequence[str], ports: Sequence[str]) -> None:
-    """Carry pairs over to other indices: `blocks.0.attn1.to_q` = `blocks.0.self_attn.q` says the same of block 1."""
+    """Carry pairs over to other blocks: `blocks.0.attn1.to_q` = `blocks.0.self_attn.q` says the same of block 1.
+
+    The outermost index may be new; the others count places inside a block (`net.2` = `ffn.2` says nothing of `net.1`).
+    """
     known = set(refs)
-    templates: dict[str, str] = {}
+    templates: dict[tuple[str, tuple[str, ...]], str] = {}
     for site, (ref, _) in list(matches.found.items()):
-        if re.findall(r"\d+", site) == re.findall(r"\d+", ref):
-            templates.setdefault(_blank(site), _blank(ref))
+        numbers = re.findall(r"\d+", site)
+        if numbers == re.findall(r"\d+", ref):
+            templates.setdefault((_blank(site), tuple(numbers[1:])), _blank(ref))
     for site in dict.fromkeys(ports):
-        template = templates.get(_blank(site))
+        numbers = re.findall(r"\d+", site)
+        template = templates.get((_blank(site), tuple(numbers[1:])))
         if site in matches.found or template is None:
             continue
-        numbers = iter(re.findall(r"\d+", site))
-        guess = "".join(next(numbers) if part == "#" else part for part in re.split("(#)", template))
+        places = iter(numbers)
+        guess = "".join(next(places) if part == "#" else part for part in re.split("(#)", template))
         if guess in known:
             matches.add(site, guess, "name pattern")
 
@@ -193,20 +175,8 @@ def match_between(
     differs: tells of a paired port site whether its value is another one; only stretches that end in such a site (or in nothing) are paired.
     Returns the ends of stretches in which something was paired.
     """
-    ref_sites, port_sites = _firsts(refs), _firsts(ports)
-    position = {r.site: i for i, r in enumerate(ref_sites)}
-    start_ref = start_port = 0
-    anchors = [
-        (i, position[matches.found[p.site][0]])
-        for i, p in enumerate(port_sites)
-        if p.site in matches.found and matches.found[p.site][0] in position
-    ]
     ends: set[str] = set()
-    for end_port, end_ref in [*_increasing(anchors), (len(port_sites), len(ref_sites))]:
-        left = [r for r in ref_sites[start_ref:end_ref] if r.site not in matches.taken]
-        right = [p for p in port_sites[start_port:end_port] if p.site not in matches.found]
-        end = port_sites[end_port].site if end_port < len(port_sites) else ""
-        start_port, start_ref = end_port + 1, end_ref + 1
+    for left, right, end in stretches(matches, refs, ports):
         if not (left and right) or (differs is not None and end and not differs(end)):
             continue
         found = False
@@ -216,6 +186,25 @@ def match_between(
         if found:
             ends.add(end)
     return ends
+
+
+def stretches(
+    matches: Matches, refs: Sequence[Record], ports: Sequence[Record]
+) -> Iterator[tuple[list[Record], list[Record], str]]:
+    """Yield what lies alone between two pairs that are neighbours on both sides, and the port site that ends it ("" for the end of the run)."""
+    ref_sites, port_sites = _firsts(refs), _firsts(ports)
+    position = {r.site: i for i, r in enumerate(ref_sites)}
+    start_ref = start_port = 0
+    anchors = [
+        (i, position[matches.found[p.site][0]])
+        for i, p in enumerate(port_sites)
+        if p.site in matches.found and matches.found[p.site][0] in position
+    ]
+    for end_port, end_ref in [*_increasing(anchors), (len(port_sites), len(ref_sites))]:
+        left = [r for r in ref_sites[start_ref:end_ref] if r.site not in matches.taken]
+        right = [p for p in port_sites[start_port:end_port] if p.site not in matches.found]
+        yield left, right, port_sites[end_port].site if end_port < len(port_sites) else ""
+        start_port, start_ref = end_port + 1, end_ref + 1
 
 
 def _same_kinds(left: Sequence[Record], right: Sequence[Record]) -> Iterator[tuple[list[Record], list[Record]]]:

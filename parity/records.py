@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.trace import KINDS, Manifest, Record, Stats
+from parity.trace import KINDS, Manifest, Parameter, Record, Stats
 
 _NUMBER = (int, float)
 _STATS: Mapping[str, Any] = {f.name: _NUMBER for f in dataclasses.fields(Stats)} | {
@@ -43,8 +43,10 @@ _MANIFEST: Mapping[str, Any] = {
     "order_assumed": bool,
     "notes": list,
     "axes": dict,
+    "parameters": dict,
     "version": int,
 }
+_PARAMETER: Mapping[str, Any] = {"shape": list, "dtype": str, "stats": dict}
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def record_from_json(item: Any, sketch: Tensor | None) -> Record:
     if sketch is not None and (sketch.dim() != 1 or not sketch.is_floating_point()):
         raise ValueError(f"the sketch of {fields['site']!r} is no row of numbers")
     if fields.get("stats") is not None:
-        fields["stats"] = Stats(**_checked(fields["stats"], _STATS, "stats", ("count",)))
+        fields["stats"] = _stats(fields["stats"])
     fields["shape"] = tuple(fields["shape"])
     return Record(**fields, sketch=sketch)
 
@@ -82,7 +84,18 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(note, str) for note in fields.get("notes", ())):
         raise ValueError("notes must be text")
     _all_integers(fields.get("axes", {}).values(), "axes")
-    return Manifest(**fields | {"notes": tuple(fields.get("notes", ()))})
+    weights = {name: _parameter(item) for name, item in fields.get("parameters", {}).items()}
+    return Manifest(**fields | {"notes": tuple(fields.get("notes", ())), "parameters": weights})
+
+
+def _parameter(item: Any) -> Parameter:
+    fields = _checked(item, _PARAMETER, "parameter", tuple(_PARAMETER))
+    _all_integers(fields["shape"], "shape")
+    return Parameter(tuple(fields["shape"]), fields["dtype"], _stats(fields["stats"]))
+
+
+def _stats(item: Any) -> Stats:
+    return Stats(**_checked(item, _STATS, "stats", ("count",)))
 
 
 def _checked(item: Any, types: Mapping[str, Any], what: str, needed: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Traces on disk. Nothing is unpickled; everything appears under its name only when it is whole.
 
 A trace folder holds `manifest.json` and shards `records-00000.safetensors`, ... . A shard carries the records as JSON in its metadata, full tensors
-under `t.<order>` and sketches under `s.<order>`. The manifest is written first (incomplete), again after each shard, and last (complete): a killed run
+under `t.<order>` (complex ones as `c.<order>`, real and imaginary parts on a last axis) and sketches under `s.<order>`. The manifest is written first (incomplete), again after each shard, and last (complete): a killed run
 leaves a trace that opens and says that it is incomplete.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,7 +25,7 @@ from parity.errors import TraceError
 from parity.files import replacing, write_text
 from parity.records import manifest_from_json, manifest_to_json, record_from_json, record_to_json
 from parity.result import parse_key
-from parity.trace import FORMAT_VERSION, Manifest, MemorySource, Record, Trace
+from parity.trace import FORMAT_VERSION, Manifest, MemorySource, Parameter, Record, Trace
 
 _SHARD_BYTES = 64 << 20
 _SHARD_RECORDS = 2000
@@ -60,10 +61,17 @@ class TraceWriter:
         if record.sketch is not None:
             self._tensors[f"s.{record.order}"] = record.sketch
         if tensor is not None:
-            self._tensors[f"t.{record.order}"] = tensor.detach().to("cpu").contiguous()
+            tensor = tensor.detach().to("cpu")
+            name, tensor = ("c", torch.view_as_real(tensor.resolve_conj())) if tensor.is_complex() else ("t", tensor)
+            self._tensors[f"{name}.{record.order}"] = tensor.contiguous()
             self._bytes += tensor.numel() * tensor.element_size()
         if self._bytes >= _SHARD_BYTES or len(self._records) >= _SHARD_RECORDS:
             self.flush()
+
+    def describe(self, parameters: Mapping[str, Parameter]) -> None:
+        """Add a model's weights to the manifest."""
+        known = {**self.manifest.parameters, **parameters}
+        self.manifest = dataclasses.replace(self.manifest, parameters=known)
 
     def flush(self) -> None:
         """Write what is gathered as one shard, atomically."""
@@ -112,10 +120,11 @@ def load_trace(path: str | Path) -> Trace:
 
 
 class FileSource:
-    """Full tensors in safetensors files, read when asked for."""
+    """Full tensors in safetensors files, read when asked for. `pairs`: keys of complex ones that are kept as pairs of numbers."""
 
-    def __init__(self, where: Mapping[str, tuple[Path, str]]) -> None:
+    def __init__(self, where: Mapping[str, tuple[Path, str]], pairs: Collection[str] = ()) -> None:
         self.where = where
+        self.pairs = pairs
         self._open: dict[Path, Any] = {}
 
     def get(self, key: str) -> Tensor | None:
@@ -125,7 +134,8 @@ class FileSource:
         path, name = found
         if path not in self._open:
             self._open[path] = open_safetensors(path)
-        return self._open[path].get_tensor(name)  # type: ignore[no-any-return]
+        tensor: Tensor = self._open[path].get_tensor(name)
+        return torch.view_as_complex(tensor) if key in self.pairs else tensor
 
 
 def open_safetensors(path: Path) -> Any:
@@ -146,6 +156,7 @@ def _load_folder(path: Path) -> Trace:
     records: list[Record] = []
     where: dict[str, tuple[Path, str]] = {}
     seen: set[str] = set()
+    pairs: set[str] = set()
     files = sorted(path.glob("records-*.safetensors"))
     if len(files) < shards:
         raise TraceError(f"{path}: the manifest lists {shards} shards, {len(files)} are there")
@@ -162,9 +173,12 @@ def _load_folder(path: Path) -> Trace:
                 records.append(record)
                 if f"t.{record.order}" in names:
                     where[record.key] = (file, f"t.{record.order}")
+                elif f"c.{record.order}" in names:
+                    where[record.key] = (file, f"c.{record.order}")
+                    pairs.add(record.key)
         except (KeyError, TypeError, ValueError) as error:
             raise TraceError(f"{file}: its record list is malformed ({type(error).__name__}: {error})") from None
-    return Trace(records, manifest, FileSource(where))
+    return Trace(records, manifest, FileSource(where, pairs))
 
 
 def _read_manifest(path: Path) -> tuple[Manifest, int]:

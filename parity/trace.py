@@ -45,6 +45,15 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """What tells one weight from the others, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stats: Stats
+
+
+@dataclass(frozen=True)
 class Record:
     """One tensor seen at one site and coordinates.
 
@@ -99,6 +108,7 @@ class Manifest:
     order_assumed: bool = False
     notes: tuple[str, ...] = ()
     axes: Mapping[str, int] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)  # weights by name; none where nobody looked
     version: int = FORMAT_VERSION
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from parity.matching import moments, near
+from parity.matching import moments, moments_of_stats, off
+from parity.trace import Parameter
 
 _EQUAL = 1e-5
+_ROUNDED = 4e-3  # of one weight in two dtypes, one of them half precision
 
 
 @dataclass(frozen=True)
@@ -41,28 +44,63 @@ def match_weights(
     ref_ran, port_ran: paths of the modules that ran; weights of others (left over after a fusion) are nobody's partner.
     """
     refs, ports = _weights(ref_root, ref_ran), _weights(port_root, port_ran)
+    prints = [{n: Print(tuple(v.shape), moments(v)) for n, v in side.items()} for side in (refs, ports)]
+    found = pair_prints(*prints)
+    leaves = leaves_of(found)
+    free = {n: v for n, v in refs.items() if n not in found.values() and v.dim() >= 2}
+    alone = {n: v for n, v in ports.items() if n not in found and v.dim() >= 2}
+    return WeightMatch(leaves, _fusions(alone, free, leaves))
+
+
+@dataclass(frozen=True)
+class Print:
+    """Shape and order-free moments of a weight, and what the moments of an equal one may be off by."""
+
+    shape: tuple[int, ...]
+    moments: tuple[float, ...]
+    tolerance: float = _EQUAL
+
+
+def print_of(parameter: Parameter) -> Print:
+    """Return the print of a weight that a trace describes."""
+    rounded = parameter.dtype in ("bfloat16", "float16")
+    return Print(parameter.shape, moments_of_stats(parameter.stats), _ROUNDED if rounded else _EQUAL)
+
+
+def pair_prints(refs: Mapping[str, Print], ports: Mapping[str, Print]) -> dict[str, str]:
+    """Pair weights of equal content (port name -> reference name), the nearest first; equal ones in order of registration."""
     pool: dict[int, list[str]] = {}
-    for name, value in refs.items():
-        pool.setdefault(value.numel(), []).append(name)
-    prints = {name: moments(value) for name, value in refs.items()}
+    for name, one in refs.items():
+        pool.setdefault(math.prod(one.shape), []).append(name)
+    found: dict[str, str] = {}
     leaves: dict[str, str] = {}
     used: set[str] = set()
-    unmatched = []
-    for name, value in ports.items():
-        mine = moments(value)
-        equal = [r for r in pool.get(value.numel(), []) if r not in used and near(mine, prints[r], _EQUAL)]
-        equal = [r for r in equal if value.numel() > 1 or r == name]
+    for name, mine in ports.items():
+        size = math.prod(mine.shape)
+        distance = {r: off(mine.moments, refs[r].moments) for r in pool.get(size, []) if r not in used}
+        equal = [r for r, d in distance.items() if d <= max(mine.tolerance, refs[r].tolerance)]
+        equal = [r for r in equal if size > 1 or r == name]
         equal = [r for r in equal if _suffix(r) == _suffix(name)] or equal
-        if not equal or mine[4] == 0:
-            unmatched.append(name)
+        if not equal or mine.moments[4] == 0:
             continue
-        best = max(
-            equal, key=lambda r: (refs[r].shape == value.shape, r == name, leaves.get(leaf_of(name)) == leaf_of(r))
-        )
+
+        def rank(r: str, port: str = name, d: Mapping[str, float] = distance) -> tuple[bool, bool, bool, float]:
+            return refs[r].shape == ports[port].shape, r == port, leaves.get(leaf_of(port)) == leaf_of(r), -d[r]
+
+        best = max(equal, key=rank)
         used.add(best)
+        found[name] = best
         leaves.setdefault(leaf_of(name), leaf_of(best))
-    free = {n: v for n, v in refs.items() if n not in used and v.dim() >= 2}
-    return WeightMatch(leaves, _fusions({n: ports[n] for n in unmatched if ports[n].dim() >= 2}, free, leaves))
+    return found
+
+
+def leaves_of(weights: Mapping[str, str]) -> dict[str, str]:
+    """Return port leaf -> reference leaf, as its first paired weight says; a model with weights of its own is no leaf."""
+    leaves: dict[str, str] = {}
+    for port, ref in weights.items():
+        if bool(leaf_of(port)) == bool(leaf_of(ref)):
+            leaves.setdefault(leaf_of(port), leaf_of(ref))
+    return leaves
 
 
 def pair_parameters(ref: nn.Module, port: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
@@ -79,7 +117,7 @@ def pair_parameters(ref: nn.Module, port: nn.Module) -> dict[str, tuple[Tensor |
         pairs[name] = (left.pop(name), right.pop(name))
     for name, value in list(left.items()):
         partner = next(
-            (n for n, t in right.items() if t.shape == value.shape and near(moments(t), moments(value), _EQUAL)), None
+            (n for n, t in right.items() if t.shape == value.shape and off(moments(t), moments(value)) <= _EQUAL), None
         )
         if partner is not None:
             pairs[name] = (left.pop(name), right.pop(partner))

@@ -30,10 +30,11 @@ def capture(
     import torch
 
     from parity.capture.environment import describe_environment
+    from parity.capture.parameters import describe_parameters
     from parity.store import TraceWriter
     from parity.trace import Manifest
 
-    manifest = Manifest(environment=describe_environment(), complete=False)
+    manifest = Manifest(environment=describe_environment(), complete=False, parameters=describe_parameters(model))
     args, kwargs = split_inputs(inputs)
     with torch.no_grad():
         if path is None:

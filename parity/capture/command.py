@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from parity.capture.environment import describe_environment
+from parity.capture.parameters import describe_parameters
 from parity.capture.probes import Modules
 from parity.capture.recorder import Recorder
 from parity.errors import CaseError, ParityError, SideError
@@ -93,6 +94,7 @@ class RootCapture:
             recorder = Recorder([probe], keep=self.full, names=self.names, sink=self)
             recorder.__enter__()
             self.recorders[id(module)] = (module, recorder)
+            self.writer.describe(describe_parameters(module, prefix))
             # The root's own hook was attached too late for the call that has just begun: begin it by hand.
             list(module._forward_pre_hooks.values())[-1](module, args, {})
         self._depth += 1

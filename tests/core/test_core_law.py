@@ -26,6 +26,7 @@ ROOMS = (
     ("floors", "matching"),
     ("weight_pairs",),
     ("judge", "infer", "benign", "locate"),
+    ("match_traces",),
     ("diagnose",),
     ("drilldown",),
     ("nonfinite", "execute"),
@@ -43,7 +44,7 @@ ROOMS = (
 # Imports inside functions that may look ahead, each with its reason.
 AHEAD = {
     ("capture", "store"): "a capture may be written while it is made",
-    ("align", "matching"): "matching makes the Pairs of align, and is asked only on request",
+    ("align", "match_traces"): "it makes the Pairs of align, and is asked only on request",
     ("nonfinite", "discover"): "the command takes a case's name",
 }
 FOREIGN = "yaml einops rich typer jinja2 scipy pandas matplotlib skimage cv2 av transformers diffusers PIL tqdm"

@@ -21,7 +21,7 @@ from parity.capture.sketch import digest, sketch, stats
 from parity.errors import TraceError
 from parity.files import replacing, write_text
 from parity.store import FileSource, TraceWriter, in_memory, load_trace, write_trace
-from parity.trace import KINDS, Manifest, Record, Trace
+from parity.trace import KINDS, Manifest, Parameter, Record, Trace
 
 
 def record(order: int = 0, site: str = "a", value: torch.Tensor | None = None, **fields) -> Record:
@@ -51,7 +51,16 @@ def assert_same(left: Trace, right: Trace) -> None:
         assert x is None or (x.dtype == y.dtype and digest(x) == digest(y))
 
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8, torch.float16)
+DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.bool,
+    torch.uint8,
+    torch.float16,
+    torch.complex128,
+)
 SITES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30).filter(lambda s: "@" not in s)
 COORDS = st.dictionaries(st.sampled_from(["frame", "step", "call", "cfg"]), st.integers(0, 99), max_size=3)
 
@@ -69,6 +78,7 @@ def test_a_trace_comes_back_as_it_was(data, tmp_path_factory):
         notes=("one", "two"),
         environment={"torch": "x", "threads": 1},
         axes={"frame": 3},
+        parameters={"head.weight": Parameter((2, 3), "bfloat16", stats(noise(2, 3)))},
     )
     trace = Trace(manifest=manifest)
     keys = data.draw(

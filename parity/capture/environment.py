@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -33,7 +34,7 @@ def describe_environment() -> dict[str, Any]:
         "bf16_reduced_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
         "grad": torch.is_grad_enabled(),
         "cuda": torch.version.cuda or "",
-        "revision": git_revision(),
+        "revision": _revision(os.getcwd()),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
@@ -65,6 +66,13 @@ def git_revision(folder: Path | None = None) -> str:
     return run.stdout.strip()
 
 
+@functools.cache
+def _revision(folder: str) -> str:
+    """The code that runs is what was imported: asked once a process."""
+    return git_revision(Path(folder))
+
+
+@functools.cache
 def _version(name: str) -> str:
     try:
         return metadata.version(name)

@@ -299,7 +299,13 @@ def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keep a compiler that is in use from tracing into the recorder: it would compile it anew for every site."""
     if "torch._dynamo" not in sys.modules:
         return function
-    return cast(Callable[..., Any], torch.compiler.disable(function))
+    return cast(Callable[..., Any], _disable()(function))
+
+
+@functools.cache
+def _disable() -> Callable[..., Any]:
+    """Return the decorator itself: to make it costs more than to apply it, and there are two hooks a module."""
+    return cast(Callable[..., Any], torch.compiler.disable())
 
 
 # -- wrapping ---------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ def check(
     port_probes: Callable[[Any], Sequence[Probe]] | None = None,
     allow_unaligned: float = 0.5,
     label: str = "check",
+    zoom: str = "",
 ) -> Result:
     """Run two implementations on the same inputs and tell whether the port computes what the reference computes.
 
@@ -56,6 +57,7 @@ def check(
     floor: "auto" measures what a right port may be off by; a number is a fixed relative tolerance.
     isolate: also compare every site alone in float64, which finds faults below the noise and all independent ones at once.
     allow_unaligned: share of the reference's sites that may stay without a partner.
+    zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
 
     >>> parity.check(official, mine, (x, t)).verdict
     'match'
@@ -84,8 +86,12 @@ def check(
         free=False,
         fixed=None if floor == "auto" else float(floor),
         allowance=allow_unaligned,
+        zoom=zoom,
     )
-    return replace(result, case=label, command="parity.check(..., isolate=True)", notes=(*notes, *result.notes))
+    command = (
+        f"parity.assert_parity(..., zoom={result.first.site if result.first else 'first'!r}) lists the operations there"
+    )
+    return replace(result, case=label, command=command, notes=(*notes, *result.notes))
 
 
 def assert_parity(reference: Model, port: Model, inputs: Any, **options: Any) -> Result:

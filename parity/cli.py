@@ -121,6 +121,10 @@ def run(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Run on a real checkpoint instead of tiny random weights.")
     ] = None,
+    zoom: Annotated[
+        str,
+        typer.Option("--zoom", help='List the operations of both sides up to a site ("first": the first divergence).'),
+    ] = "",
     as_json: JsonOption = None,
     html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML reports.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
@@ -137,7 +141,7 @@ def run(
     if not jobs:
         raise CaseError("no cases to run (see parity list)")
     del choose_cases, Job
-    outcome = run_jobs(jobs, isolate=isolate, html=html, save=save, console=None if quiet else _ERR)
+    outcome = run_jobs(jobs, isolate=isolate, zoom=zoom, html=html, save=save, console=None if quiet else _ERR)
     if not quiet:
         from parity.report.text import failure_message, summary_table
 

@@ -167,6 +167,12 @@ def find_departure(ref_steps: Sequence[Step], port_steps: Sequence[Step], diverg
     return Departure(port, reference)
 
 
+def unknown_steps(steps: Sequence[Step], others: Sequence[Step]) -> set[int]:
+    """Return the places of the operations that give numbers which the other side never had, in any layout."""
+    known = _values_of(others)
+    return {i for i, step in enumerate(steps) if not all(known.has(t) for t in step.op.outputs)}
+
+
 def _values_of(steps: Sequence[Step]) -> _Values:
     return _Values([t for step in steps for t in (*step.op.inputs, *step.op.outputs)])
 

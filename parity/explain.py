@@ -14,8 +14,9 @@ from parity.diagnose import diagnose
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.locality import describe
 from parity.drilldown import Departure, OpLog, Step, describe_op, find_departure
-from parity.errors import SideError
+from parity.errors import CaseError, SideError
 from parity.execute import Inject, Runs, SideRun, grafting, run_side
+from parity.listing import listing
 from parity.result import Cause, Culprit, Divergence, Result, Row, format_key
 from parity.trace import Record, Trace
 from parity.weight_pairs import pair_parameters
@@ -35,11 +36,14 @@ class Window:
     port: Trace | None = None
 
 
-def explain(case: Case, setting: Setting, runs: Runs, result: Result, inject: Inject | None, order: Relabel) -> Result:
-    """Add culprit operations, causes and locality to a result with divergences."""
+def explain(
+    case: Case, setting: Setting, runs: Runs, result: Result, inject: Inject | None, order: Relabel, zoom: str = ""
+) -> Result:
+    """Add culprit operations, causes and locality to a result with divergences; zoom: a site whose operations are listed."""
     assert result.first is not None
     targets = _targets(result)
-    looks = _look(case, setting, runs, [d for _, d in targets], inject, order)
+    near = _zoomed(zoom, result, runs)
+    looks = _look(case, setting, runs, [*(d.key for _, d in targets), *near], inject, order)
     culprits: list[Culprit] = []
     causes: list[Cause] = []
     divergences = {id(d): d for d in result.divergences}
@@ -61,7 +65,26 @@ def explain(case: Case, setting: Setting, runs: Runs, result: Result, inject: In
         culprits=(*culprits, *(c for c in result.culprits if c.module not in {known.module for known in culprits})),
         causes=tuple(causes),
         divergences=tuple(divergences[id(d)] for d in result.divergences),
+        operations=_listed(near[0], looks.get(near[0], Window())) if near else (),
     )
+
+
+def _zoomed(zoom: str, result: Result, runs: Runs) -> list[str]:
+    """Return the record that `zoom` means: the first divergence, or the first record of a site, a diverging one before others."""
+    if not zoom:
+        return []
+    if zoom == "first":
+        return [result.first.key] if result.first is not None else []
+    keys = [d.key for d in result.divergences if d.site == zoom] + [r.key for r in runs.reference if r.site == zoom]
+    if not keys:
+        raise CaseError(
+            f"zoom: the reference has no site '{zoom}'; the first divergence is at {result.divergences[0].site}"
+        )
+    return keys[:1]
+
+
+def _listed(key: str, window: Window) -> tuple[str, ...]:
+    return listing(key, window.ref_steps, window.port_steps, _relative)
 
 
 def _absence(divergence: Divergence, result: Result, runs: Runs) -> tuple[Cause, ...]:
@@ -99,20 +122,20 @@ def _targets(result: Result) -> list[tuple[Culprit, Divergence]]:
 
 
 def _look(
-    case: Case, setting: Setting, runs: Runs, targets: list[Divergence], inject: Inject | None, order: Relabel
+    case: Case, setting: Setting, runs: Runs, wanted: list[str], inject: Inject | None, order: Relabel
 ) -> dict[str, Window]:
-    """Run both sides once more, upcast and on the reference's values, with operations logged just before each divergence."""
+    """Run both sides once more, upcast and on the reference's values, with operations logged just before each of some records."""
     if runs.precise is None:
         return {}
     port_trace = runs.isolated or runs.port
-    keys = [d.key for d in targets if d.key in runs.precise and d.key in port_trace]
+    keys = [key for key in dict.fromkeys(wanted) if key in runs.precise and key in port_trace]
     if not keys:
         return {}
     found: dict[str, tuple[OpLog, SideRun]] = {}
     for which, change in (("reference", None), ("port", inject)):
         log = OpLog({key: _before(key, runs.precise, port_trace, which) for key in keys})
         override = grafting(runs.precise, order if which == "port" else None)
-        wanted = frozenset(keys)
+        closing = frozenset(keys)
         try:
             side = run_side(
                 case,
@@ -123,7 +146,7 @@ def _look(
                 override=override,
                 watch=log.watch,
                 around=log,
-                keep=lambda site, coords, wanted=wanted: format_key(site, coords) in wanted,
+                keep=lambda site, coords, closing=closing: format_key(site, coords) in closing,
             )
         except SideError:
             return {}

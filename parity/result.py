@@ -138,6 +138,7 @@ class Result:
     variation: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)  # per stage
     command: str = ""  # how to re-run zoomed in
+    operations: tuple[str, ...] = ()  # zoomed in: what both sides ran up to one record, a line each
     report: str | None = None  # path of the HTML report once it is written
 
     @property

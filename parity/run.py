@@ -78,12 +78,14 @@ def run_case(
     allowance: float = 0.0,
     progress: Progress | None = None,
     prepared: Prepared | None = None,
+    zoom: str = "",
 ) -> tuple[Result, Runs]:
     """Run both sides of a case and judge the port.
 
     isolate: also compare every site alone, in float64 on the reference's values. free: also run the port without re-seating, for information.
     fixed: a relative tolerance instead of measured floors. allowance: share of the reference's sites that may stay unaligned.
     prepared: the reference's runs, when they were made before for the same case and setting.
+    zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
     Raises SideError when a side fails to build or run.
     """
     setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
@@ -124,7 +126,7 @@ def run_case(
     result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
     if diagnose and result.first is not None:
         with _timed(seconds, "diagnose", say):
-            result = explain(case, setting, runs, result, inject, order)
+            result = explain(case, setting, runs, result, inject, order, zoom)
     return replace(
         result,
         fault=fault.name if fault else None,

@@ -46,6 +46,7 @@ def run_jobs(
     jobs: Sequence[Job],
     *,
     isolate: bool = True,
+    zoom: str = "",
     html: Path | None = None,
     save: Path | None = None,
     console: Console | None = None,
@@ -66,7 +67,13 @@ def run_jobs(
 
             try:
                 result, runs = run_case(
-                    job.case, job.setting, fault=job.fault, variation=job.variation, isolate=isolate, progress=say
+                    job.case,
+                    job.setting,
+                    fault=job.fault,
+                    variation=job.variation,
+                    isolate=isolate,
+                    progress=say,
+                    zoom=zoom,
                 )
             except SideError as error:
                 outcome.errors.append(str(error))
@@ -154,7 +161,7 @@ def _progress(console: Console | None) -> Progress | None:
 def _command(job: Job) -> str:
     extra = f" --fault {job.fault.name}" if job.fault else f" --variation {job.variation.name}" if job.variation else ""
     dtype = str(job.setting.dtype).removeprefix("torch.")
-    return f"parity run {job.case.label}{extra} --dtype {dtype} --seed {job.setting.seed} --save traces --html reports"
+    return f"parity run {job.case.label}{extra} --dtype {dtype} --seed {job.setting.seed} --zoom first --html reports"
 
 
 def _save(runs: Runs, folder: Path) -> None:
@@ -182,6 +189,7 @@ def _result(raw: dict[str, Any]) -> Result:
         fields[name] = tuple(_record(cls, item) for item in fields.get(name, ()))
     fields["coverage"] = _record(Coverage, fields["coverage"])
     fields["notes"] = tuple(fields.get("notes", ()))
+    fields["operations"] = tuple(fields.get("operations", ()))
     return Result(**fields)
 
 

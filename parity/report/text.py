@@ -85,7 +85,10 @@ def _cells(result: Result) -> list[str]:
 
 
 def failure_message(result: Result) -> str:
-    """Return what a failing parity check says, at most 40 lines of 120 columns, without a trailing newline."""
+    """Return what a failing parity check says, at most 40 lines of 120 columns, without a trailing newline.
+
+    A result that was zoomed into has the operations below, as many lines as there are.
+    """
     lines = [clip(f"parity {result.verdict.upper()}: {case_name(result)}", COLUMNS)]
     lines += _field("", VERDICT_TEXT[result.verdict], 1)
     if result.first is not None:
@@ -107,7 +110,8 @@ def failure_message(result: Result) -> str:
         tail += _field("report", clean(result.report), 2)
     if result.command:
         tail += _field("zoom in", clean(result.command), 3)
-    return "\n".join([*lines[: LINES - len(tail)], *tail])
+    below = ["", *(clip(line, 2 * COLUMNS) for line in result.operations)] if result.operations else []
+    return "\n".join([*lines[: LINES - len(tail)], *tail, *below])
 
 
 def _field(label: str, text: str, limit: int) -> list[str]:

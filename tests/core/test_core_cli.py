@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import count
@@ -120,6 +121,8 @@ def test_run_a_right_port_and_a_wrong_one(project, parity):
     assert result["causes"][0]["class_id"] == "N1"
     assert "<testsuite" in Path("r.xml").read_text()
     assert load_trace("traces/tiny-one/port").get("norm").origin == "ln"
+    out = parity("run", "tiny/one", "--fault", "wide_eps", "--zoom", "first")[1]
+    assert re.search(r"operations up to norm.*\n! native_layer_norm\(.*eps=", out, re.DOTALL)
     status, out, _ = parity("compare", "traces/tiny-one/reference", "traces/tiny-one/port")
     assert (status, "norm" in out) == (1, True)
 

@@ -29,7 +29,7 @@ ROOMS = (
     ("match_traces",),
     ("diagnose",),
     ("drilldown",),
-    ("nonfinite", "execute"),
+    ("nonfinite", "execute", "listing"),
     ("explain", "precision"),
     ("run", "golden"),
     ("clips",),

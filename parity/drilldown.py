@@ -8,6 +8,7 @@ are where the port departs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import linecache
 import math
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from parity.diagnose.evidence import Op
 from parity.trace import Record
@@ -36,6 +38,7 @@ _SKIPPED = (
 _MOST_ELEMENTS = 1 << 21  # larger values are not kept
 _MOST_OPS = 4000
 _CLOSE = 1e-6
+_PLACE = object()  # of a tensor among the arguments of a logged operation
 _RENAME = {
     "_softmax": "softmax",
     "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention",
@@ -114,7 +117,8 @@ class OpLog(TorchDispatchMode):
         source = source_line() if self._open and len(self._steps) < _MOST_OPS else None
         if source is None:  # nothing is wanted, or the recorder itself is at work
             return func(*args, **kwargs)
-        given = tensors_in((args, kwargs))
+        leaves, spec = tree_flatten((args, kwargs))
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         inputs = tuple(_keep(t) for t in given)
         makers = tuple(self._makers.get(id(t)) for t in given)
         result = func(*args, **kwargs)
@@ -126,12 +130,22 @@ class OpLog(TorchDispatchMode):
             tuple(map(_keep, made)),
             read_scalars(func, args, kwargs),
             *source,
+            again=functools.partial(_again, func, spec, [_PLACE if isinstance(x, Tensor) else x for x in leaves]),
         )
         for t in made:
             self._makers[id(t)] = len(self._steps)
             self._alive.append(t)
         self._steps.append(Step(op, makers))
         return result
+
+
+def _again(func: Any, spec: Any, leaves: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a logged operation on other tensors, which it may not change."""
+    given = iter(inputs)
+    filled = [next(given).clone() if leaf is _PLACE else leaf for leaf in leaves]
+    args, kwargs = tree_unflatten(filled, spec)
+    with torch.no_grad():
+        return tensors_in(func(*args, **kwargs))
 
 
 @dataclass(frozen=True)

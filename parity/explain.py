@@ -92,8 +92,9 @@ def _absence(divergence: Divergence, result: Result, runs: Runs) -> tuple[Cause,
     if divergence.metric not in ("missing", "extra"):
         return ()
     same = [d for d in result.divergences if d.metric == divergence.metric and d.coords == divergence.coords]
-    other = runs.port if divergence.metric == "missing" else runs.reference
-    whole = bool(divergence.coords) and not any(dict(r.coords) == dict(divergence.coords) for r in other)
+    own, other = (runs.reference, runs.port) if divergence.metric == "missing" else (runs.port, runs.reference)
+    here = [r for r in own if dict(r.coords) == dict(divergence.coords) and r.role != "state"]
+    whole = bool(divergence.coords) and sum(r.key in other for r in here) <= 0.1 * len(here)
     side, verb = ("port", "does not make") if divergence.metric == "missing" else ("reference", "makes")
     where = ", ".join(f"{axis} {index}" for axis, index in divergence.coords.items()) or "any coordinate"
     if whole:
@@ -221,8 +222,8 @@ def gather(
         sites=reference.sites(),
         parameters=_parameters(case, window, record, port_record),
         settings=_settings(case, window, record, port_record),
-        ref_ops=tuple(s.op for s in window.ref_steps),
-        port_ops=tuple(s.op for s in window.port_steps),
+        ref_ops=tuple(replace(s.op, makers=s.makers) for s in window.ref_steps),
+        port_ops=tuple(replace(s.op, makers=s.makers) for s in window.port_steps),
         earlier={
             rec.key: t
             for rec in reference

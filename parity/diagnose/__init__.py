@@ -18,6 +18,8 @@ FAMILIES = (
     "positions",
     "attention",
     "norms",
+    "edits",
+    "ranges",
     "time",
     "conditioning",
     "caches",

@@ -54,7 +54,7 @@ def _other_values(ev: Evidence) -> Iterator[tuple[Mapping[str, int], Tensor]]:
     """Yield (coords, value) of the site elsewhere: neighbours of each axis first, then whatever earlier values there are."""
     tried: list[dict[str, int]] = []
     for axis, at in ev.coords.items():
-        for offset in (-1, 1, -2):
+        for offset in (-1, 1, -2, 2, 3, 4):
             coords = {**ev.coords, axis: at + offset}
             if coords in tried or at + offset < 0:
                 continue

@@ -79,7 +79,7 @@ def _branches(ev: Evidence) -> tuple[str, str, float, Tensor, Tensor] | None:
     """The pair (c, u) and scale s > 1 with R == u + s·(c − u)."""
     index = hot_index(ev)
     r = ev.r.reshape(-1)[index]
-    names = list(same_shape(ev).items())[:12]
+    names = [(name, x) for name, x in same_shape(ev).items() if _may_be_branch(name)][:12]
     for (cond, c), (uncond, u) in permutations(names, 2):
         cs, us = c.reshape(-1)[index], u.reshape(-1)[index]
         s, rough = scalar_fit(r - us, cs - us)
@@ -89,6 +89,13 @@ def _branches(ev: Evidence) -> tuple[str, str, float, Tensor, Tensor] | None:
         if residual < 1e-4 + 5 * noise_level(ev):
             return cond, uncond, s, c, u
     return None
+
+
+def _may_be_branch(name: str) -> bool:
+    """A branch is something recorded or cut out of a batch; sums and products of the step itself combine to anything."""
+    return " op " not in name or any(
+        f"({cut})" in name for cut in ("split", "chunk", "slice", "select", "unbind", "split_with_sizes")
+    )
 
 
 def _guidance_text(scale: float, s: float, cond: str, uncond: str) -> str:

@@ -18,7 +18,8 @@ class Op:
     `name` is the ATen name without overload ("softmax", "scaled_dot_product_attention", "mul", "native_layer_norm", "add").
     `inputs` are its tensor arguments (flattened, values as they were), `outputs` its tensor results, `scalars` its other
     arguments by schema name ({"eps": 1e-6, "scale": None, "dim": -1, "approximate": "tanh"}). `source` is "file:line" of the innermost
-    frame outside torch, `code` that line.
+    frame outside torch, `code` that line. `makers` says for each input which operation of the same log made it (None: it came from outside),
+    `again` runs the operation on other inputs.
     """
 
     name: str
@@ -27,6 +28,8 @@ class Op:
     scalars: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     code: str = ""
+    makers: tuple[int | None, ...] = ()
+    again: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
 
 
 @dataclass(frozen=True)

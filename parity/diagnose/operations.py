@@ -70,6 +70,8 @@ def joined(ev: Evidence) -> Iterator[Explanation]:
             class_id = "C5"  # feature maps: axis 1 holds the channels
         if role == "d" and out.ndim <= 2 and len(order) == 2:
             class_id = "T2"
+        elif role == "d" and len(order) > 2:
+            class_id = "C5"  # several conditions side by side; the two halves of a fused projection are W3
         text = f"the parts are joined in the order {order} along {axis_name(axis, out.shape, kind_of(ev))}{_at(port)}"
         yield Explanation(text, 0.0, 0.94, {"order": order, "axis": axis, "source": port.source}, class_id)
         return

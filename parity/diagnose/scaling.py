@@ -90,7 +90,9 @@ def _name_factor(ev: Evidence, c: float) -> tuple[str, str]:
     for scale in LATENT_SCALES:
         if near(c, scale, slack) or near(c, 1 / scale, slack):
             return "C10", f"the latent scale factor {scale} was left out or applied twice"
-    if ev.kind in {"latent", "frame"}:
+    if ev.kind == "frame":
+        return "C8", named or "the pictures have another range of values"
+    if ev.kind == "latent":
         return "C10", named
     if near(c, 2, slack):
         return "N6", "one contribution is counted twice"
@@ -204,7 +206,7 @@ def per_index(ev: Evidence) -> Iterator[Explanation]:
             residual, pure = accept(ev, a * ev.r + b), False
         if residual is not None and (best is None or residual < best[0]):
             best = residual, axis, a, b, pure
-    if best is not None:
+    if best is not None and bool((best[2].abs() > 1e-9).any()):  # all factors 0: P does not come from R at all
         yield _per_index(ev, *best)
 
 

@@ -40,7 +40,23 @@ def kept_frames(ev: Evidence) -> Iterable[Explanation]:
         else:
             yield Explanation("the cache holds the same entries another number of times", 0.0, 0.8, values, "K3")
         return
+    written = _right_at_first_step(ev) if extra and not lost else ""
+    if written:
+        text = f"entries {_list(extra)} are there too, but not at step 0: the cache is written {written}"
+        yield Explanation(text, 0.0, 0.97, values, "K3")
+        return
     yield from _named_frames(ours, theirs, lost, extra, values)
+
+
+def _right_at_first_step(ev: Evidence) -> str:
+    """Say between which steps an entry came in, when the same pass still agreed at its first step."""
+    step = ev.coords.get("step", 0)
+    if step < 1:
+        return ""
+    first = {**ev.coords, "step": 0}
+    r, p = ev.ref_at(ev.site, first), ev.port_at(ev.site, first)
+    agreed = r is not None and p is not None and r.shape == p.shape and torch.equal(r, p)
+    return f"while denoising (between steps 0 and {step})" if agreed else ""
 
 
 def _named_frames(

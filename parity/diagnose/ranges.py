@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
-from .fits import affine_fit, comparable, number
+from .fits import accept, affine_fit, comparable, number
 
 CURVES: dict[str, Callable[[Tensor], Tensor]] = {
     "sign": torch.sign,

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from parity.align import Alignment
 from parity.floors import ROUNDOFF, SAME_IN_DOUBLE
+from parity.judge import hidden_places
 from parity.result import Row
 from parity.trace import Trace
 
-_HIDDEN = -1e4  # additive masks hide with at least this much
+_SAME = 1e-6  # of the bias that a mask carries where it hides nothing
 _MOST = 4096  # axis lengths above this are not tried
 
 
@@ -126,7 +127,7 @@ def excuse_masks(
     notes: dict[str, str] = {}
     for row in rows:
         r, p = (reference.tensor(row.key), pairs[row.key].port_tensor(port)) if row.diverged else (None, None)
-        if r is not None and p is not None and same_mask(r, p):
+        if r is not None and p is not None and same_mask(r, p, row.floor):
             notes[row.site] = f"{row.site}: the same mask in another form ({row.dtype[0]}, {row.dtype[1]})"
             kept.append(replace(row, diverged=False, error=0.0, how="mask form"))
         else:
@@ -134,15 +135,27 @@ def excuse_masks(
     return kept, list(notes.values())
 
 
-def same_mask(r: Tensor, p: Tensor) -> bool:
-    """Tell whether two tensors are one attention mask: additive (0 and very negative) or boolean (true keeps, or true hides)."""
+def same_mask(r: Tensor, p: Tensor, floor: float = 0.0) -> bool:
+    """Tell whether two tensors are one attention mask: additive (what hides is very negative, the rest 0 or a bias) or boolean (true keeps, or true hides).
+
+    A row that hides every key is NaN after the softmax where it holds infinities, and an average where it holds large numbers: no matter of form.
+    """
     if r.shape != p.shape or (r.dtype == torch.bool and p.dtype == torch.bool):
         return False
     left, right = _kept(r), _kept(p)
     if left is None or right is None or bool(left.all()):
         return False
-    either = torch.bool in (r.dtype, p.dtype)
-    return torch.equal(left, right) or (either and torch.equal(left, ~right))
+    if torch.bool in (r.dtype, p.dtype):
+        bias = p if r.dtype == torch.bool else r
+        same = torch.equal(left, right) or torch.equal(left, ~right)
+        return same and not bool(bias.double()[right if bias is p else left].any())
+    if not torch.equal(left, right):
+        return False
+    empty = ~left.any(-1, keepdim=True)
+    if not torch.equal(torch.isinf(r) & empty, torch.isinf(p) & empty):
+        return False
+    a, b = r.double()[left], p.double()[left]
+    return float(torch.linalg.vector_norm(b - a)) <= max(floor, _SAME) * float(torch.linalg.vector_norm(a))
 
 
 def _kept(mask: Tensor) -> Tensor | None:
@@ -151,11 +164,8 @@ def _kept(mask: Tensor) -> Tensor | None:
         return mask
     if not mask.is_floating_point() or not mask.numel():
         return None
-    if _HIDDEN < float(mask.flatten()[0]) != 0:
-        return None  # nearly everything that is no mask
-    mask = mask.double()  # the narrow formats have no comparisons
-    kept = mask == 0
-    return kept if bool((kept | (mask <= _HIDDEN)).all()) else None
+    hidden = hidden_places(mask.double())  # the narrow formats have no comparisons
+    return None if hidden is None else ~hidden
 
 
 def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:
@@ -211,6 +221,8 @@ def is_roundoff(row: Row) -> bool:
     return (
         row.diverged
         and row.dtype == ("float32", "float32")
+        and row.nonfinite[0] == row.nonfinite[1]
+        and row.error > row.floor  # not a matter of which elements are finite
         and row.error <= ROUNDOFF
         and row.isolated <= SAME_IN_DOUBLE
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from parity.case import Case, Setting
@@ -43,7 +44,8 @@ def explain(
     assert result.first is not None
     targets = _targets(result)
     near = _zoomed(zoom, result, runs)
-    looks = _look(case, setting, runs, [*(d.key for _, d in targets), *near], inject, order)
+    wanted = dict.fromkeys(near, True) | {d.key: _in_double(d, runs) for _, d in targets}
+    looks = _look(case, setting, runs, wanted, inject, order)
     culprits: list[Culprit] = []
     causes: list[Cause] = []
     divergences = {id(d): d for d in result.divergences}
@@ -123,31 +125,49 @@ def _targets(result: Result) -> list[tuple[Culprit, Divergence]]:
 
 
 def _look(
-    case: Case, setting: Setting, runs: Runs, wanted: list[str], inject: Inject | None, order: Relabel
+    case: Case, setting: Setting, runs: Runs, wanted: Mapping[str, bool], inject: Inject | None, order: Relabel
 ) -> dict[str, Window]:
-    """Run both sides once more, upcast and on the reference's values, with operations logged just before each of some records."""
+    """Run both sides once more on the reference's values, with operations logged just before each of some records.
+
+    wanted: in float64 (where isolation shows the divergence) or as deployed (where it does not: a rounding, an overflow).
+    """
     if runs.precise is None:
         return {}
-    port_trace = runs.isolated or runs.port
-    keys = [key for key in dict.fromkeys(wanted) if key in runs.precise and key in port_trace]
-    if not keys:
-        return {}
+    found: dict[str, Window] = {}
+    for upcast in (True, False):
+        values, port = (runs.precise, runs.isolated or runs.port) if upcast else (runs.reference, runs.port)
+        keys = [key for key, double in wanted.items() if double == upcast and key in values and key in port]
+        if keys:
+            found |= _windows(case, setting, values, port, keys, inject, order, upcast)
+    return found
+
+
+def _windows(
+    case: Case,
+    setting: Setting,
+    values: Trace,
+    port_trace: Trace,
+    keys: Sequence[str],
+    inject: Inject | None,
+    order: Relabel,
+    upcast: bool,
+) -> dict[str, Window]:
+    """Log the operations before each of `keys`, both sides continuing from `values` after every record."""
     found: dict[str, tuple[OpLog, SideRun]] = {}
+    closing = frozenset(keys)
     for which, change in (("reference", None), ("port", inject)):
-        log = OpLog({key: _before(key, runs.precise, port_trace, which) for key in keys})
-        override = grafting(runs.precise, order if which == "port" else None)
-        closing = frozenset(keys)
+        log = OpLog({key: _before(key, values, port_trace, which) for key in keys})
         try:
             side = run_side(
                 case,
                 which,
                 setting,
                 inject=change,
-                upcast=True,
-                override=override,
+                upcast=upcast,
+                override=grafting(values, order if which == "port" else None),
                 watch=log.watch,
                 around=log,
-                keep=lambda site, coords, closing=closing: format_key(site, coords) in closing,
+                keep=lambda site, coords: format_key(site, coords) in closing,
             )
         except SideError:
             return {}
@@ -197,7 +217,7 @@ def gather(
     case: Case, divergence: Divergence, runs: Runs, window: Window, module: str, rows: Sequence[Row]
 ) -> Evidence | None:
     """Collect what a hypothesis may look at. None when one side has no full tensor."""
-    isolated = divergence.tier == "isolation" or _isolated_shows(divergence, runs)
+    isolated = _in_double(divergence, runs)
     reference = runs.precise if isolated and runs.precise is not None else runs.reference
     port = runs.isolated if isolated and runs.isolated is not None else runs.port
     r, p = reference.tensor(divergence.key), port.tensor(divergence.key)
@@ -235,15 +255,19 @@ def gather(
     )
 
 
-def _isolated_shows(divergence: Divergence, runs: Runs) -> bool:
+def _in_double(divergence: Divergence, runs: Runs) -> bool:
     """Tell whether the isolated run shows the divergence too: then its values are free of noise and of inherited error."""
+    if divergence.tier == "isolation":
+        return True
     if runs.precise is None or runs.isolated is None:
         return False
     r, p = runs.precise.tensor(divergence.key), runs.isolated.tensor(divergence.key)
     if r is None or p is None:
         return False
-    if r.shape != p.shape or not r.is_floating_point():
+    if r.shape != p.shape:
         return True
+    if not r.is_floating_point():
+        return not torch.equal(r.double(), p.double())
     norm = float(r.double().norm()) or 1.0
     apart = float((p.double() - r.double()).norm()) / norm
     return not apart < 0.1 * divergence.error

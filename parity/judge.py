@@ -16,6 +16,7 @@ from parity.result import Divergence, Row
 from parity.trace import Record, Trace
 
 _SOUGHT = 400  # the worst element is dear to find: later divergences name it only at their site's first
+HIDDEN = -1e4  # additive masks hide with at least this much
 _SMALL = 1e-4  # a record this much smaller than its site usually is, is judged on the site's scale
 
 
@@ -58,6 +59,27 @@ def relative_l2(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
     return apart / whole if whole > 0 else 0.0
 
 
+def hidden_places(value: Tensor) -> Tensor | None:
+    """Return where an additive mask (with or without a bias) hides: values far below all others. None when nothing is hidden."""
+    if not value.numel() or float(value.min()) > HIDDEN:
+        return None
+    hidden = value <= HIDDEN
+    rest = value[~hidden]
+    return hidden if not rest.numel() or float(rest.abs().max()) <= -0.1 * HIDDEN else None
+
+
+def _error(p: Tensor, r: Tensor, scale: float) -> float:
+    """Relative L2 error of all elements, or of those that a mask does not hide where that is larger: what it hides with drowns its bias."""
+    error = relative_l2(p, r, scale)
+    if not r.numel() or float(r.min()) > HIDDEN:
+        return error
+    hidden = hidden_places(r)
+    if hidden is None or bool(hidden.all()):
+        return error
+    seen = ~hidden & (p > HIDDEN)
+    return max(error, relative_l2(p[seen], r[seen]))
+
+
 def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
     """Return the reference's error against its higher-precision run, by key (floating records that both have)."""
     scales = _scales(reference, reference)
@@ -68,7 +90,7 @@ def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
             continue
         finite = torch.isfinite(_wide(r)) & torch.isfinite(_wide(h))
         r, h = torch.where(finite, _wide(r), 0.0), torch.where(finite, _wide(h), 0.0)
-        errors[record.key] = relative_l2(r, h, _scale_of(record, scales))
+        errors[record.key] = _error(r, h, _scale_of(record, scales))
     return errors
 
 
@@ -124,6 +146,8 @@ def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors
     norm_r, norm_p = float(torch.linalg.vector_norm(wr)), float(torch.linalg.vector_norm(wp))
     whole = max(norm_r, scale) or norm_p
     error = norm_d / whole if whole > 0 else 0.0
+    if float(wr.min()) <= HIDDEN:
+        error = max(error, _error(wp, wr, scale))
     rms = whole / math.sqrt(wr.numel())
     size = d.abs()
     max_abs = float(size.max())

@@ -24,6 +24,8 @@ _WIDE = {
     torch.float16: torch.float64,
     torch.complex64: torch.complex128,
 }
+_DRAWS = {torch.randn, torch.rand, torch.randn_like, torch.rand_like}
+_DRAWS_IN_PLACE = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_}
 _CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 _CONVERSIONS = {torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.type}
 _LEAVES = (
@@ -43,19 +45,29 @@ _LEAVES = (
 
 @contextmanager
 def keep_double() -> Iterator[None]:
-    """While the block runs, floating casts and factories below float64 give float64."""
+    """While the block runs, floating casts and factories below float64 give float64; random numbers stay those of the deployed dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _KeepDouble():
+        with _KeepDouble(before):
             yield
     finally:
         torch.set_default_dtype(before)
 
 
 class _KeepDouble(TorchFunctionMode):
+    def __init__(self, default: torch.dtype) -> None:
+        super().__init__()
+        self.default = default
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _DRAWS:  # the numbers of the deployed run: a generator gives others in another dtype
+            dtype = kwargs.get("dtype") or self.default
+            drawn = func(*args, **(kwargs | {"dtype": dtype}))
+            return drawn.to(_WIDE[dtype]) if dtype in _WIDE else drawn
+        if func in _DRAWS_IN_PLACE and args[0].dtype == torch.float64:
+            return args[0].copy_(func(torch.empty_like(args[0], dtype=self.default), *args[1:], **kwargs))
         if func in _CASTS:
             return args[0].double()
         if any(isinstance(a, torch.dtype) for a in args):

@@ -464,3 +464,13 @@ def test_an_unreadable_result_is_one_line(tmp_path, text):
     with pytest.raises(TraceError, match=r"cannot read the result .*r\.json") as caught:
         read_results([path])
     assert "\n" not in str(caught.value)
+
+
+def test_the_bias_of_a_mask_is_not_drowned_by_what_the_mask_hides_with():
+    bias, hidden = noise(4, 6), torch.zeros(4, 6, dtype=torch.bool)
+    hidden[:, 4:] = True
+    value = bias.masked_fill(hidden, torch.finfo(torch.float32).min)
+    assert outcome({"x": value}, {"x": value}).verdict == "match"
+    found = outcome({"x": value}, {"x": torch.zeros(4, 6).masked_fill(hidden, torch.finfo(torch.float32).min)}).first
+    assert found is not None
+    assert found.error == pytest.approx(1.0)

@@ -243,3 +243,21 @@ def test_rounding_vanishes_and_bugs_stay():
         )
     assert torch.allclose(plain, casting, rtol=1e-13, atol=0)
     assert float((wrong - plain).norm() / plain.norm()) > 1e-5
+
+
+@pytest.mark.parametrize("draw", [torch.randn, torch.rand])
+def test_random_numbers_stay_those_of_the_deployed_dtype(draw):
+    plain = draw(5, 7, generator=torch.Generator().manual_seed(3))
+    with keep_double():
+        wide = draw(5, 7, generator=torch.Generator().manual_seed(3))
+        half = draw(5, 7, generator=torch.Generator().manual_seed(3), dtype=torch.bfloat16)
+    assert wide.dtype == half.dtype == torch.float64
+    assert torch.equal(wide, plain.double())
+    assert torch.equal(half, draw(5, 7, generator=torch.Generator().manual_seed(3), dtype=torch.bfloat16).double())
+
+
+def test_random_numbers_drawn_in_place_too():
+    plain = torch.empty(6, 6).normal_(generator=torch.Generator().manual_seed(3))
+    with keep_double():
+        wide = torch.empty(6, 6).normal_(generator=torch.Generator().manual_seed(3))
+    assert torch.equal(wide, plain.double())

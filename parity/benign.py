@@ -142,7 +142,7 @@ def same_mask(r: Tensor, p: Tensor, floor: float = 0.0) -> bool:
     """
     if r.shape != p.shape or (r.dtype == torch.bool and p.dtype == torch.bool):
         return False
-    left, right = _kept(r), _kept(p)
+    left, right = _kept(r.cpu()), _kept(p.cpu())
     if left is None or right is None or bool(left.all()):
         return False
     if torch.bool in (r.dtype, p.dtype):

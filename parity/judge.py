@@ -111,6 +111,8 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
     r, p = reference.tensor(ref.key), pair.port_tensor(port)
     if r is None or p is None:
         return _measure_sketches(row, pair, r, p, scales)
+    if r.device != p.device:  # a table that one side keeps on the host
+        r, p = r.cpu(), p.cpu()
     if r.shape != p.shape:
         return replace(row, diverged=True)
     if r.numel() == 0:

@@ -41,6 +41,7 @@ ROOMS = (
     ("api", "session"),
     ("gauntlet", "doctor", "bench"),
     ("pytest_plugin", "cli"),
+    ("__main__",),
 )
 # Imports inside functions that may look ahead, each with its reason.
 AHEAD = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from parity.case import Case, Setting
 from parity.diagnose import diagnose
+from parity.diagnose.calibration import calibrated
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.locality import describe
 from parity.drilldown import Departure, OpLog, Step, describe_op, find_departure
@@ -106,9 +107,9 @@ def _absence(divergence: Divergence, result: Result, runs: Runs) -> tuple[Cause,
             if divergence.metric == "missing"
             else f"the port makes a pass at {where} that the reference does not: {len(same)} records stand alone"
         )
-        return (Cause("absent pass", "K3", text, {"records": len(same)}, 0.0, 0.8, divergence.site),)
+        return (Cause("absent pass", "K3", text, {"records": len(same)}, 0.0, calibrated(0.8), divergence.site, 0.8),)
     text = f"the port {'does not compute' if verb == 'does not make' else 'computes'} {divergence.site} at {where}"
-    return (Cause("absent call", "N5", text, {"records": len(same)}, 0.0, 0.6, divergence.site),)
+    return (Cause("absent call", "N5", text, {"records": len(same)}, 0.0, calibrated(0.6), divergence.site, 0.6),)
 
 
 def _targets(result: Result) -> list[tuple[Culprit, Divergence]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from parity.case import Expectation, Fault, Setting, System, Variation
+from parity.diagnose.calibration import fit
 from parity.discover import find_systems, get_system
 from parity.errors import SideError
 from parity.files import write_text
@@ -46,6 +48,7 @@ class Score:
     causes: tuple[str, ...] = ()
     expected: str = ""
     confidence: float = 0.0
+    score: float = 0.0  # of the top cause, before calibration
     seconds: float = 0.0
 
 
@@ -122,6 +125,7 @@ def score_fault(system: str, name: str, expect: Expectation, result: Result, sec
         causes=tuple(f"{c.class_id} {c.text}" for c in result.causes[:3]),
         expected=f"{expect.site} {dict(expect.coords) or ''} {'/'.join(expect.classes)}".strip(),
         confidence=result.causes[0].confidence if result.causes else 0.0,
+        score=result.causes[0].score if result.causes else 0.0,
         seconds=seconds,
     )
 
@@ -258,11 +262,42 @@ def gauntlet_command(
         if verbose or wrong or (score.kind == "variation" and score.verdict != "match"):
             out.print(_line(score), markup=False)
     if as_json is not None:
-        data = {"systems": [asdict(s) for s in summaries], "scores": [asdict(s) for s in scores]}
+        told = [(s.score, s.top1) for s in scores if s.kind == "fault" and s.classed and s.causes]
+        data = {
+            "systems": [asdict(s) for s in summaries],
+            "reliability": [asdict(r) for r in reliability(scores)],
+            "calibration": fit(told),
+            "scores": [asdict(s) for s in scores],
+        }
         write_text(as_json, json.dumps(data, indent=1) + "\n")
     if markdown is not None:
         write_text(markdown, to_markdown(summaries, scores))
     return 0 if all(s.detected == s.faults and s.false_alarms == 0 for s in summaries) else 1
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Top causes of about one confidence: how many, how sure they were on average, how many were right."""
+
+    low: float
+    high: float
+    count: int
+    stated: float
+    right: float
+
+
+def reliability(
+    scores: Sequence[Score], edges: Sequence[float] = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+) -> list[Reliability]:
+    """Compare stated confidences with how often the top cause was right, over the faults that expect a class."""
+    given = [s for s in scores if s.kind == "fault" and s.classed and s.causes]
+    rows = []
+    for low, high in pairwise(edges):
+        inside = [s for s in given if low <= s.confidence < high or (s.confidence == high == edges[-1])]
+        if inside:
+            stated, right = sum(s.confidence for s in inside), sum(s.top1 for s in inside)
+            rows.append(Reliability(low, high, len(inside), stated / len(inside), right / len(inside)))
+    return rows
 
 
 def _table(rows: Sequence[Summary]) -> Table:
@@ -338,6 +373,16 @@ def to_markdown(summaries: Sequence[Summary], scores: Sequence[Score]) -> str:
         ]
         cells += [_share(r.top3, r.classed), _share(r.line, r.faults), r.variations, r.false_alarms, f"{r.seconds:.0f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += [
+        "",
+        "## Confidence",
+        "",
+        "Of the top causes with a confidence in each range, how many were right.",
+        "",
+        "| confidence | causes | mean confidence | right |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {r.low:g} to {r.high:g} | {r.count} | {r.stated:.2f} | {r.right:.2f} |" for r in reliability(scores)]
     for system in dict.fromkeys(s.system for s in scores):
         lines += [
             "",

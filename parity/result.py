@@ -63,7 +63,8 @@ class Culprit:
 @dataclass(frozen=True)
 class Cause:
     """A hypothesis that explains the difference. `class_id` is the id of the bug class ("P1"); `residual` is the share of the
-    difference that it leaves unexplained (L2, 0 = explains all); `confidence` is in [0, 1]."""
+    difference that it leaves unexplained (L2, 0 = explains all); `confidence` is in [0, 1]: the share of top causes with this `score` (the
+    test's own, before calibration) that were right on the gauntlet."""
 
     name: str
     class_id: str
@@ -72,6 +73,7 @@ class Cause:
     residual: float = 0.0
     confidence: float = 0.0
     site: str = ""
+    score: float = 0.0
 
 
 @dataclass(frozen=True)

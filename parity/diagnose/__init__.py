@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
+from parity.diagnose.calibration import calibrated
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 from parity.result import Cause
 
@@ -73,8 +74,9 @@ def _cause(hypothesis: Hypothesis, explanation: Explanation, evidence: Evidence)
         text=explanation.text,
         parameters=dict(explanation.parameters),
         residual=explanation.residual,
-        confidence=explanation.confidence,
+        confidence=calibrated(explanation.confidence),
         site=evidence.site,
+        score=explanation.confidence,
     )
 
 

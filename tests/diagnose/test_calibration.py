@@ -1,0 +1,43 @@
+"""Confidence: rising with the score, and as often right as it says."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity.diagnose.calibration import POINTS, calibrated, fit
+from parity.gauntlet import Score, reliability
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80))
+def test_a_fit_rises_and_stays_a_probability(scored: list[tuple[float, bool]]) -> None:
+    points = fit(scored)
+    assert points
+    assert all(0 < y < 1 for _, y in points)
+    values = [calibrated(x / 20, points) for x in range(21)]
+    assert all(0 <= v <= 1 for v in values)
+    xs = [x for x, _ in points]
+    assert xs == sorted(xs)
+
+
+def test_a_fit_says_what_was_true() -> None:
+    draw = random.Random(0)
+    scored = [(s, draw.random() < s**2) for s in (draw.random() for _ in range(4000))]
+    points = fit(scored, least=100)
+    assert all(abs(calibrated(x, points) - x**2) < 0.1 for x in (0.3, 0.5, 0.7, 0.9))
+
+
+def test_the_fitted_points_rise() -> None:
+    assert list(POINTS) == sorted(POINTS)
+    assert [y for _, y in POINTS] == sorted(y for _, y in POINTS)
+
+
+def test_reliability_counts_right_top_causes() -> None:
+    def score(confidence: float, right: bool) -> Score:
+        return Score("s", "f", "fault", "diverged", True, top1=right, causes=("N5 x",), confidence=confidence)
+
+    rows = reliability([score(0.92, True), score(0.94, True), score(0.91, False), score(0.4, False), score(1.0, True)])
+    assert [(r.low, r.count, round(r.right, 2)) for r in rows] == [(0.0, 1, 0.0), (0.9, 3, 0.67), (0.95, 1, 1.0)]

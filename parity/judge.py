@@ -106,6 +106,7 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
         dtype=(ref.dtype, got.dtype),
         shape=ref.shape,
         how=pair.how,
+        port=next((name for name in (got.origin, got.site) if name and name != ref.site), ""),
         precise=floors.local.get(ref.key, math.nan),
     )
     r, p = reference.tensor(ref.key), pair.port_tensor(port)
@@ -213,6 +214,7 @@ def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, 
         tier=tier,
         module=pair.reference.module,
         shape=row.shape,
+        port=row.port,
     )
     r, p = reference.tensor(pair.reference.key), pair.port_tensor(port)
     shape = tuple(p.shape) if p is not None else pair.port.shape

@@ -41,6 +41,7 @@ class Divergence:
     port_value: float | None = None
     shape: tuple[int, ...] = ()
     locality: tuple[str, ...] = ()
+    port: str = ""  # the site's name in the port, where it has another one
 
     @cached_property
     def key(self) -> str:
@@ -112,6 +113,7 @@ class Row:
     isolated: float = math.nan  # error of this site alone, in isolation
     diverged: bool = False
     estimated: bool = False  # measured from sketches
+    port: str = ""  # the site's name in the port, where it has another one
 
     @cached_property
     def key(self) -> str:

@@ -121,6 +121,8 @@ def _field(label: str, text: str, limit: int) -> list[str]:
 
 def _first(first: Divergence) -> list[str]:
     lines = _field("first", f"{place(first.site, first.coords, 80)}  ({clean(first.kind)}, {clean(first.tier)})", 2)
+    if first.port:
+        lines += _field("", f"in the port: {clip(first.port, 80)}", 1)
     lines += _field("error", measured(first), 1)
     if element(first):
         lines += _field("element", element(first), 2)

@@ -16,6 +16,7 @@ EXPECTED = (
     r"parity DIVERGED: check",
     r"            The port departs from the reference\.",
     r"  first     down_blocks\.0\.resnets\.0\.norm1  \(activation, run\)",
+    r"            in the port: encoder_stages\.0\.residuals\.0\.ln_a",
     r"  error     relative L2 0\.10[78]\d*, floor \d\.\d+e-07 \(\d{3},\d{3}x\)",
     r"  element   \[\d, \d+, \d, \d\] of \[2, 16, 6, 10\]  reference -?\d\.\d+  port -?\d\.\d+",
     r"  culprit   down_blocks\.0\.resnets\.0\.norm1, operation native_group_norm\(.*",

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from parity.matching import (
@@ -174,6 +175,8 @@ def _match_what_is_left(
 def _match_places(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> None:
     """Pair what lies between aligned calls, in stretches whose result differs; in all before a difference that has no such stretch."""
     refs, ports = list(sides.refs.values()), [p for p in sides.ports.values() if p.site not in fused]
+    echoes = _echoes(sides.port, ports, set(matches.found)), _echoes(sides.reference, refs, matches.taken)
+    ports, refs = [p for p in ports if p.site not in echoes[0]], [r for r in refs if r.site not in echoes[1]]
     right: dict[str, bool] = {}
 
     def differs(port_site: str) -> bool:
@@ -188,6 +191,23 @@ def _match_places(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -
     lone = next((p for p in anchors if p.role == "in" and p.site not in explained and differs(p.site)), None)
     if lone is not None:
         match_between(matches, refs, [p for p in ports if p.order < lone.order])
+
+
+def _echoes(trace: Trace, records: Sequence[Record], paired: set[str]) -> set[str]:
+    """Return the lone outputs that are an earlier paired output once more, as a container returns its last part: no place of their own."""
+    outputs: dict[tuple[int, ...], list[Record]] = {}
+    found = set()
+    for record in records:
+        if record.role != "out":
+            continue
+        if record.site in paired:
+            outputs.setdefault(record.shape, []).append(record)
+            continue
+        value = trace.tensor(record.key)
+        earlier = (trace.tensor(other.key) for other in reversed(outputs.get(record.shape, [])[-4:]))
+        if value is not None and any(other is not None and torch.equal(value, other) for other in earlier):
+            found.add(record.site)
+    return found
 
 
 def _loose(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> bool:

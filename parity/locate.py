@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from parity.result import Culprit, Divergence
-from parity.trace import Trace
+from parity.trace import Record, Trace
 
 
 def first_divergence(divergences: Sequence[Divergence]) -> Divergence | None:
@@ -13,23 +13,40 @@ def first_divergence(divergences: Sequence[Divergence]) -> Divergence | None:
     return min(divergences, key=lambda d: (d.order, d.metric == "extra"), default=None)
 
 
-def owner(divergence: Divergence, reference: Trace) -> str:
+def owner(divergence: Divergence, reference: Trace, compared: Container[str] | None = None) -> str:
     """Return the module whose own code computed the diverging record.
 
     Everything recorded before it agrees. So an output of module M points at M (its children and inputs agree), an input of M at M's caller, and
     something seen inside a module call (a function, a state) at that module. Outside every module it is the program itself: the record's own name.
+    compared: the keys that have a partner. A value that the reference had just made, or was just handed, at sites without one is theirs.
     """
     record = reference.get(divergence.key)
     if record is None:
         return divergence.module or divergence.site
+    if compared is not None:
+        record = _maker(record, reference, compared)
     return record.module or record.site.partition(".in.")[0]
 
 
-def culprits(divergences: Iterable[Divergence], reference: Trace) -> tuple[Culprit, ...]:
+def _maker(record: Record, reference: Trace, compared: Container[str]) -> Record:
+    """Return the earliest of the lone records just before `record` that hold the same numbers; `record` itself when none does."""
+    value, found = reference.tensor(record.key), record
+    for earlier in reversed(reference.records[: record.order]):
+        if earlier.key in compared or value is None:
+            break
+        other = reference.tensor(earlier.key) if earlier.shape == record.shape else None
+        if other is not None and other.dtype == value.dtype and bool((other == value).all()):
+            found = earlier
+    return found
+
+
+def culprits(
+    divergences: Iterable[Divergence], reference: Trace, compared: Container[str] | None = None
+) -> tuple[Culprit, ...]:
     """Return one culprit a module, in order of execution, for divergences that do not depend on each other (isolation)."""
     found: dict[str, Culprit] = {}
     for divergence in sorted(divergences, key=lambda d: d.order):
-        module = owner(divergence, reference)
+        module = owner(divergence, reference, compared)
         if module not in found:
             found[module] = Culprit(module=module, site=divergence.site, coords=dict(divergence.coords))
     return tuple(found.values())

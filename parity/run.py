@@ -248,8 +248,9 @@ def _conclude(
         "seed": runs.reference.manifest.seed,
     }
     first = first_divergence(everything)
-    found = culprits(local, runs.precise or runs.reference) if local else ()
-    culprit = Culprit(owner(first, runs.reference), site=first.site, coords=dict(first.coords)) if first else None
+    compared = {row.key for row in rows}
+    found = culprits(local, runs.precise or runs.reference, compared) if local else ()
+    culprit = Culprit(owner(first, runs.reference, compared), site=first.site, coords=dict(first.coords)) if first else None
     return Result(
         verdict=verdict_of(everything, coverage, complete, allowance),  # type: ignore[arg-type]
         first=first,

@@ -10,7 +10,9 @@ import parity
 class Attention(nn.Module):
     """Causal attention of eight query heads on two key heads, with rotary positions. The flags are mistakes that people make."""
 
-    def __init__(self, halves: bool = False, start: tuple[int, int] = (0, 0), scale: float | None = None, tile: bool = False) -> None:
+    def __init__(
+        self, halves: bool = False, start: tuple[int, int] = (0, 0), scale: float | None = None, tile: bool = False
+    ) -> None:
         super().__init__()
         self.q, self.k, self.v, self.o = nn.Linear(64, 64), nn.Linear(64, 16), nn.Linear(64, 16), nn.Linear(64, 64)
         self.halves, self.start, self.scale, self.tile = halves, start, scale, tile

@@ -250,7 +250,9 @@ def _conclude(
     first = first_divergence(everything)
     compared = {row.key for row in rows}
     found = culprits(local, runs.precise or runs.reference, compared) if local else ()
-    culprit = Culprit(owner(first, runs.reference, compared), site=first.site, coords=dict(first.coords)) if first else None
+    culprit = (
+        Culprit(owner(first, runs.reference, compared), site=first.site, coords=dict(first.coords)) if first else None
+    )
     return Result(
         verdict=verdict_of(everything, coverage, complete, allowance),  # type: ignore[arg-type]
         first=first,

@@ -35,9 +35,12 @@ def fit(scored: Sequence[tuple[float, bool]], least: int = 8) -> tuple[tuple[flo
     if len(blocks) > 1 and len(blocks[-1]) < least:
         last = blocks.pop()
         blocks[-1].extend(last)
-    return tuple(
-        (round(sum(x for x, _ in b) / len(b), 4), round((sum(y for _, y in b) + 1) / (len(b) + 2), 4)) for b in blocks
-    )
+    points: list[tuple[float, float]] = []
+    for block in blocks:
+        right = (sum(y for _, y in block) + 1) / (len(block) + 2)
+        at_least = points[-1][1] if points else 0.0
+        points.append((round(sum(x for x, _ in block) / len(block), 4), max(at_least, round(right, 4))))
+    return tuple(points)
 
 
 def _share(block: Sequence[tuple[float, bool]]) -> float:

@@ -19,6 +19,7 @@ def test_a_fit_rises_and_stays_a_probability(scored: list[tuple[float, bool]]) -
     assert all(0 < y < 1 for _, y in points)
     values = [calibrated(x / 20, points) for x in range(21)]
     assert all(0 <= v <= 1 for v in values)
+    assert values == sorted(values)
     xs = [x for x, _ in points]
     assert xs == sorted(xs)
 

@@ -1,4 +1,4 @@
-"""One operation too few, too many, or with its parts exchanged: proven by replay (BUGS.md N5, N6, N8, W3, W5, T8, C8, V10)."""
+"""One operation too few, too many, or with its parts exchanged: proven by replay (BUGS.md N1, N2, N5, N6, N8, W2, W3, W5, W11, W12, T8, C8, C10, V3, V10)."""
 
 from __future__ import annotations
 
@@ -156,6 +156,79 @@ def _kind_of_change(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[str, str, f
     return "W13", "has other values: another checkpoint, file or table", 0.6
 
 
+def substituted(ev: Evidence) -> Iterator[Explanation]:
+    """P is what the reference's operations give with one of them replaced by the port's own: another function, or another constant."""
+    ours, theirs = (chain(ev, side) for side in ("ref", "port")) if comparable(ev, 4) else (None, None)
+    if ours is None or theirs is None:
+        return
+    for i, j in islice(_counterparts(ours, theirs), MOST_EDITS):
+        again = theirs.ops[j].again
+        if again is None:
+            continue
+        residual = _residual(ev, _run(ours, {i: again}), "ref")
+        if residual is None:
+            continue
+        a, b = ours.ops[i], theirs.ops[j]
+        changed = (
+            {k: (v, b.scalars.get(k)) for k, v in a.scalars.items() if b.scalars.get(k) != v}
+            if a.name == b.name
+            else {}
+        )
+        class_id, trust = _class_of_change(a, b, changed)
+        what = (
+            ", ".join(f"{k} {new} instead of {old}" for k, (old, new) in changed.items())
+            or f"{b.name} instead of {a.name}"
+        )
+        text = (
+            f"the port runs {_named(b)} with {what}"
+            if changed
+            else f"the port runs {_named(b)} where the reference runs {a.name}"
+        )
+        yield Explanation(
+            text,
+            residual,
+            sure(ev, residual, trust),
+            {"reference": a.name, "port": b.name, "changed": changed, "source": b.source},
+            class_id,
+        )
+        return
+
+
+def _counterparts(ours: Chain, theirs: Chain) -> Iterator[tuple[int, int]]:
+    """Pair operations that take the same values and give others of the same shape."""
+    for i in ours.cone:
+        a = ours.ops[i]
+        for j in theirs.cone:
+            b = theirs.ops[j]
+            if (
+                len(a.inputs) != len(b.inputs)
+                or not a.outputs
+                or not b.outputs
+                or a.outputs[0].shape != b.outputs[0].shape
+            ):
+                continue
+            same = all(
+                x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y)
+                for x, y in zip(a.inputs, b.inputs, strict=True)
+            )
+            if same and not torch.equal(a.outputs[0], b.outputs[0]):
+                yield i, j
+
+
+def _class_of_change(a: Op, b: Op, changed: Mapping[str, object]) -> tuple[str, float]:
+    if {a.name, b.name} <= ACTIVATIONS:
+        return "N2", 0.93
+    if "eps" in changed:
+        return "N1", 0.93
+    if {"padding", "stride", "dilation", "padding_mode"} & set(changed):
+        return "V3", 0.9
+    if a.name in NORMS or b.name in NORMS:
+        return "N3", 0.7
+    if changed:
+        return "W12", 0.7  # a constant of the code or of the configuration
+    return "N5", 0.5
+
+
 def _bypassed(ev: Evidence, side: str) -> tuple[Op, int, float] | None:
     """The operation of a side without which the other side's value comes out, which input goes on, and the residual."""
     graph = chain(ev, side) if comparable(ev, 4) else None
@@ -201,6 +274,8 @@ def _class_of(ev: Evidence, op: Op) -> str:
         return "C8"
     if "dropout" in op.name:
         return "N8"
+    if op.name in ("mul", "div") and ev.kind in PICTURE | {"latent"}:
+        return "C10" if ev.kind == "latent" else "C8"
     return "N5"
 
 
@@ -223,5 +298,6 @@ HYPOTHESES = (
     Hypothesis("operation added", "N5", added, 0.4),
     Hypothesis("parts exchanged", "W3", exchanged, 0.5),
     Hypothesis("other constants", "W13", other_constants, 0.5),
+    Hypothesis("operation replaced", "W12", substituted, 0.5),
     Hypothesis("sign of a term", "N5", reversed_sign, 0.5),
 )

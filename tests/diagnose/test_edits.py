@@ -119,6 +119,26 @@ def test_weights_that_differ(change: Callable[[Tensor], Tensor], class_id: str, 
 
 
 @pytest.mark.parametrize(
+    ("reference", "port", "class_id", "words"),
+    [
+        (gated, lambda x: x + functional.gelu(x @ W + BIAS) * torch.sigmoid(GATE), "N2", "where the reference runs silu"),
+        (lambda x: functional.gelu(x @ W), lambda x: functional.gelu(x @ W, approximate="tanh"), "N2", "approximate tanh instead of none"),
+        (lambda x: functional.layer_norm(x @ W, (8,), eps=1e-2), lambda x: functional.layer_norm(x @ W, (8,), eps=1e-5), "N1", "eps 1e-05 instead of 0.01"),
+        (lambda x: (x @ W * 0.5).softmax(-1), lambda x: (x @ W * 0.25).softmax(-1), "W12", "other 0.25 instead of 0.5"),
+    ],
+)  # fmt: skip
+def test_an_operation_that_is_another(reference: Side, port: Side, class_id: str, words: str) -> None:
+    cause = found(evidence(reference, port))["operation replaced"]
+    assert cause[0] == class_id
+    assert words in cause[1]
+
+
+def test_two_operations_that_are_others_are_not_one() -> None:
+    causes = found(evidence(gated, lambda x: x + functional.gelu(x @ W + BIAS) * torch.tanh(GATE)))
+    assert "operation replaced" not in causes
+
+
+@pytest.mark.parametrize(
     "port",
     [
         gated,  # nothing

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.case import Case, Setting
+from parity.absence import absent_causes
+from parity.capture.probes import Modules
+from parity.case import Case, Setting, Side
 from parity.diagnose import diagnose
-from parity.diagnose.calibration import calibrated
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.locality import describe
 from parity.drilldown import Departure, OpLog, Step, describe_op, find_departure
 from parity.errors import CaseError, SideError
 from parity.execute import Inject, Runs, SideRun, grafting, run_side
+from parity.judge import HIDDEN, error_of, hidden_places
 from parity.listing import listing
 from parity.result import Cause, Culprit, Divergence, Result, Row, format_key
 from parity.trace import Record, Trace
@@ -25,6 +27,7 @@ from parity.weight_pairs import pair_parameters
 
 Relabel = Mapping[str, Callable[[Tensor], Tensor]]
 _MOST_CULPRITS = 6
+_LONGEST_DETOUR = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def explain(
         evidence = gather(case, divergence, runs, window, culprit.module, result.rows)
         if evidence is None:
             if i == 0:
-                causes = list(_absence(divergence, result, runs))
+                causes = list(absent_causes(divergence, result, runs))
             continue
         if i == 0:
             causes = list(diagnose(evidence))
@@ -88,28 +91,6 @@ def _zoomed(zoom: str, result: Result, runs: Runs) -> list[str]:
 
 def _listed(key: str, window: Window) -> tuple[str, ...]:
     return listing(key, window.ref_steps, window.port_steps, _relative)
-
-
-def _absence(divergence: Divergence, result: Result, runs: Runs) -> tuple[Cause, ...]:
-    """Say what a call means that only one side makes: a pass of its own (K3, K1), or a part of one (N5)."""
-    if divergence.metric not in ("missing", "extra"):
-        return ()
-    same = [d for d in result.divergences if d.metric == divergence.metric and d.coords == divergence.coords]
-    own, other = (runs.reference, runs.port) if divergence.metric == "missing" else (runs.port, runs.reference)
-    here = [r for r in own if dict(r.coords) == dict(divergence.coords) and r.role != "state"]
-    whole = bool(divergence.coords) and sum(r.key in other for r in here) <= 0.1 * len(here)
-    side, verb = ("port", "does not make") if divergence.metric == "missing" else ("reference", "makes")
-    where = ", ".join(f"{axis} {index}" for axis, index in divergence.coords.items()) or "any coordinate"
-    if whole:
-        text = f"the {side} has no pass at {where}: {len(same)} records stand alone"
-        text = (
-            text
-            if divergence.metric == "missing"
-            else f"the port makes a pass at {where} that the reference does not: {len(same)} records stand alone"
-        )
-        return (Cause("absent pass", "K3", text, {"records": len(same)}, 0.0, calibrated(0.8), divergence.site, 0.8),)
-    text = f"the port {'does not compute' if verb == 'does not make' else 'computes'} {divergence.site} at {where}"
-    return (Cause("absent call", "N5", text, {"records": len(same)}, 0.0, calibrated(0.6), divergence.site, 0.6),)
 
 
 def _targets(result: Result) -> list[tuple[Culprit, Divergence]]:
@@ -224,6 +205,7 @@ def gather(
     r, p = reference.tensor(divergence.key), port.tensor(divergence.key)
     if r is None or p is None:
         return None
+    r, p = _without_hidden(r, p, divergence.kind)
     record = reference.get(divergence.key)
     inputs = _surroundings(record, reference) if record is not None else {}
     port_record = port.get(divergence.key)
@@ -253,6 +235,10 @@ def gather(
             and (t := reference.tensor(rec.key)) is not None
         },
         table=[(row.site, row.coords, row.error, row.floor) for row in rows if row.site == divergence.site],
+        detour=_detour(record, port_record, reference, port) if record is not None and port_record is not None else (),
+        overflow=next(
+            (row.site for row in rows if row.order >= divergence.order and row.nonfinite[1] > row.nonfinite[0]), ""
+        ),
     )
 
 
@@ -269,9 +255,30 @@ def _in_double(divergence: Divergence, runs: Runs) -> bool:
         return True
     if not r.is_floating_point():
         return not torch.equal(r.double(), p.double())
-    norm = float(r.double().norm()) or 1.0
-    apart = float((p.double() - r.double()).norm()) / norm
-    return not apart < 0.1 * divergence.error
+    return not error_of(p, r) < 0.1 * divergence.error
+
+
+def _without_hidden(r: Tensor, p: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Take out what a mask with a bias hides with, where both sides hide the same: those numbers drown the bias."""
+    if kind == "mask" or r.shape != p.shape or not r.is_floating_point() or r.itemsize == 1:
+        return r, p
+    hidden = hidden_places(r)
+    if hidden is None or bool((hidden != (p <= HIDDEN)).any()):
+        return r, p
+    return r.masked_fill(hidden, 0.0), p.masked_fill(hidden, 0.0)
+
+
+def _detour(record: Record, port_record: Record, reference: Trace, port: Trace) -> list[tuple[str, str, Tensor]]:
+    """Return what the port recorded on the way from the last record that is in its place, in order."""
+    found: list[tuple[str, str, Tensor]] = []
+    for other in reversed(port.records[: port_record.order]):
+        partner = reference.get(other.key)
+        if (partner is not None and partner.order < record.order) or len(found) >= _LONGEST_DETOUR:
+            break
+        value = port.tensor(other.key)
+        if value is not None:
+            found.append((other.site, other.kind, value))
+    return found[::-1]
 
 
 def _surroundings(record: Record, trace: Trace, most: int = 24) -> list[str]:
@@ -316,9 +323,30 @@ def _both_modules(
 ) -> tuple[nn.Module | None, nn.Module | None]:
     if window.ref_model is None or record is None or port_record is None:
         return None, None
-    ref = _locate_module(case.reference.modules(window.ref_model), record.module)
-    port = _locate_module(case.port.modules(window.port_model), port_record.module)
-    return ref, port
+    return _module_of(case.reference, window.ref_model, record), _module_of(case.port, window.port_model, port_record)
+
+
+def _module_of(side: Side, model: Any, record: Record) -> nn.Module | None:
+    """Return the module that made a record; of a root, only what is its own."""
+    found = _locate_module(side.modules(model), record.module)
+    if found is not None:
+        return found
+    for probe in side.probes(model):
+        if isinstance(probe, Modules) and probe.prefix + probe.name == record.module:
+            return _own_part(probe.root)
+    return None
+
+
+def _own_part(module: nn.Module) -> nn.Module:
+    """Return a module with the parameters, buffers and scalar attributes of `module` itself, without its children's."""
+    bare = nn.Module()
+    for name, parameter in module.named_parameters(recurse=False):
+        bare.register_parameter(name, parameter)
+    for name, buffer in module.named_buffers(recurse=False):
+        bare.register_buffer(name, buffer)
+    for name, value in _scalars(module).items():
+        setattr(bare, name, value)
+    return bare
 
 
 def _parameters(

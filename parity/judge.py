@@ -68,9 +68,10 @@ def hidden_places(value: Tensor) -> Tensor | None:
     return hidden if not rest.numel() or float(rest.abs().max()) <= -0.1 * HIDDEN else None
 
 
-def _error(p: Tensor, r: Tensor, scale: float) -> float:
+def error_of(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
     """Relative L2 error of all elements, or of those that a mask does not hide where that is larger: what it hides with drowns its bias."""
     error = relative_l2(p, r, scale)
+    p, r = _wide(p), _wide(r)
     if not r.numel() or float(r.min()) > HIDDEN:
         return error
     hidden = hidden_places(r)
@@ -78,6 +79,17 @@ def _error(p: Tensor, r: Tensor, scale: float) -> float:
         return error
     seen = ~hidden & (p > HIDDEN)
     return max(error, relative_l2(p[seen], r[seen]))
+
+
+def lone_states(alignment: Alignment, reference: Trace, port: Trace) -> list[Divergence]:
+    """Return the first record of each state that the reference holds and the port never does, though it names all its own states alike."""
+    if any(r.role == "state" and r.site in alignment.alone_port for r in port):
+        return []
+    found: dict[str, Divergence] = {}
+    for record in reference:
+        if record.role == "state" and record.site in alignment.alone_reference and record.site not in found:
+            found[record.site] = _lone(record, "missing", record.order, "the port never holds this", "run")
+    return list(found.values())
 
 
 def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
@@ -90,7 +102,7 @@ def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
             continue
         finite = torch.isfinite(_wide(r)) & torch.isfinite(_wide(h))
         r, h = torch.where(finite, _wide(r), 0.0), torch.where(finite, _wide(h), 0.0)
-        errors[record.key] = _error(r, h, _scale_of(record, scales))
+        errors[record.key] = error_of(r, h, _scale_of(record, scales))
     return errors
 
 
@@ -150,7 +162,7 @@ def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors
     whole = max(norm_r, scale) or norm_p
     error = norm_d / whole if whole > 0 else 0.0
     if float(wr.min()) <= HIDDEN:
-        error = max(error, _error(wp, wr, scale))
+        error = max(error, error_of(wp, wr, scale))
     rms = whole / math.sqrt(wr.numel())
     size = d.abs()
     max_abs = float(size.max())

@@ -19,7 +19,7 @@ from parity.errors import SideError
 from parity.execute import Inject, Runs, grafting, reseating, run_side
 from parity.explain import explain
 from parity.floors import Floors
-from parity.judge import judge, measure, own_errors
+from parity.judge import judge, lone_states, measure, own_errors
 from parity.locate import culprits, first_divergence, owner, without_echoes
 from parity.precision import inexact_arithmetic, moved_boundaries
 from parity.result import Coverage, Culprit, Divergence, Result, Row
@@ -109,6 +109,7 @@ def run_case(
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         rows = _excuse_rounding(rows, reference, port, setting, notes)
         divergences = judge(rows, alignment, reference, port)
+        lone = lone_states(alignment, reference, port)
         notes += [*alignment.notes, *same, *benign]
     local: list[Divergence] = []
     if isolate and prepared.limits is not None:
@@ -123,6 +124,8 @@ def run_case(
             runs.free = run_side(case, "port", setting, inject=inject).trace
     coverage = cover(alignment, reference, port, rows)
     notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
+    if divergences or local:  # alone, a state that is not held is a matter of coverage
+        divergences = [*divergences, *lone]
     result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
     if diagnose and result.first is not None:
         with _timed(seconds, "diagnose", say):

@@ -116,7 +116,7 @@ def find(ev: Evidence) -> Attention | None:
 
 
 def _find(ev: Evidence) -> Attention | None:
-    if ev.reference.is_complex() or not ev.reference.is_floating_point() or ev.reference.dim() < 2:
+    if ev.kind == "mask" or ev.reference.is_complex() or not ev.reference.is_floating_point() or ev.reference.dim() < 2:
         return None
     for attempt in _from_kernels(ev):
         return attempt

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from parity.diagnose.captured import HYPOTHESES as CAPTURED
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
+from parity.diagnose.renoised import HYPOTHESES as RENOISED
 from parity.diagnose.roles import close, comparable, confidence, distinct, fitted, like_reference, limit, noise
 from parity.diagnose.rotary import arrangements, as_pairs, bands, pairings, same_table, turn
 from parity.diagnose.rotations import runs
@@ -332,4 +334,6 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("noise level of the context", "K2", noise_level, 0.6),
     Hypothesis("keys before rotation", "K7", unrotated_keys, 0.7),
     Hypothesis("shared buffer", "K8", shared_buffer, 0.85),
+    *CAPTURED,
+    *RENOISED,
 )

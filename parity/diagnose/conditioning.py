@@ -265,7 +265,10 @@ def sampled(ev: Evidence) -> Iterator[Explanation]:
         for i, op in enumerate(ev.port_ops):
             for x in op.outputs:
                 if tuple(x.shape) == tuple(ev.r.shape) and x.is_floating_point() and bool((x > 0).all()):
-                    residual = accept(ev, ev.r + as_float64(x) * as_float64(noise))
+                    added = as_float64(x) * as_float64(noise)
+                    residual = accept(ev, ev.r + added)
+                    if residual is None:  # in the units of a latent that is normalised by channel
+                        residual = accept(ev, ev.r + grouped_scale(ev.d, added, [1]) * added)
                     if residual is not None:
                         text = (
                             f"P is R plus the noise drawn here times the port's op {i} ({op.name}): a sample, not "

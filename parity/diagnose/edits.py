@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,9 @@ ROUNDING = frozenset(["round", "floor", "ceil", "trunc"])
 SIGN = frozenset(["sign", "sgn", "tanh"])
 RESIDUAL = frozenset(["add", "sub"])
 CASTS = frozenset(["_to_copy", "clone", "alias", "detach"])
+LOGIC = frozenset(["bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or", "logical_not"])
+LAYOUT = frozenset(["as_strided", "transpose", "permute", "view", "reshape", "expand"])
+TABLES = frozenset(["rope", "schedule"])
 PICTURE = frozenset(["frame", "video", "image"])
 
 
@@ -120,9 +124,23 @@ def other_constants(ev: Evidence) -> Iterator[Explanation]:
     many = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
     what = f"the {list(old.shape)} operand of {_named(op)}{many}"
     class_id, how, trust = _kind_of_change([(a, b) for _, _, a, b in moved])
+    if class_id == "W11" and ev.kind in TABLES:
+        class_id = "W10"  # a table that is kept, no weight
+    if class_id == "W13" and _was_right(ev) and all(_is_weight(ev, a) for _, _, a, _ in moved):
+        class_id, how, trust = "W14", "was the reference's at earlier calls: its memory holds other values by now", 0.93
     yield Explanation(
         f"{what} {how}", residual, sure(ev, residual, trust), {"operands": len(moved), "source": op.source}, class_id
     )
+
+
+def _is_weight(ev: Evidence, value: Tensor) -> bool:
+    return any(t.shape == value.shape and torch.equal(t.double(), value.double()) for t in _parameters(ev))
+
+
+def _was_right(ev: Evidence) -> bool:
+    """Whether this site agreed at an earlier call, and the differing values are not only read by later ones."""
+    before = list(itertools.takewhile(lambda row: dict(row[1]) != dict(ev.coords), ev.table))
+    return bool(before) and all(error <= floor for _, _, error, floor in before)
 
 
 def _moved_constants(ours: Chain, theirs: Chain) -> list[tuple[int, int, Tensor, Tensor]]:
@@ -283,6 +301,8 @@ def _trust(op: Op) -> float:
     """A scalar factor left out has better names elsewhere (scale, unit, time); the operation alone is only where it happened."""
     if op.name in ("mul", "div") and len(op.inputs) < 2:
         return 0.6
+    if op.name in LOGIC or op.name in LAYOUT:
+        return 0.6  # masks and memory layouts have names of their own
     return 0.92
 
 

@@ -48,6 +48,8 @@ class Evidence:
     ref_ops, port_ops: the operations that each side ran between the last agreeing record and this one (may be empty).
     earlier: the reference's own values of the same site at other coordinates (stale, frozen or shifted state): key -> tensor.
     table: errors of all compared records in order: (site, coords, relative error, floor); says which frames/steps/branches are hit.
+    detour: what the port recorded between the last record that is where the reference has it and this one: (site, kind, value).
+    overflow: the first later site at which the deployed port is not finite and the reference is.
     """
 
     reference: Tensor
@@ -69,6 +71,8 @@ class Evidence:
     port_ops: Sequence[Op] = ()
     earlier: Mapping[str, Tensor] = field(default_factory=dict)
     table: Sequence[tuple[str, Mapping[str, int], float, float]] = ()
+    detour: Sequence[tuple[str, str, Tensor]] = ()
+    overflow: str = ""
 
     @property
     def same_shape(self) -> bool:

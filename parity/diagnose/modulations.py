@@ -126,8 +126,13 @@ def _chunks(ev: Evidence, like: Tensor) -> list[tuple[str, Tensor]]:
 def modulation_outputs(ev: Evidence) -> Iterable[Explanation]:
     """W5 where a module returns its chunks apart: output k of the port is output m of the reference (sites `module.k`)."""
     stem, _, own = ev.site.rpartition(".")
-    if not own.isdigit() or not stem or not comparable(ev) or not _varies(ev.r):
+    if not own.isdigit() or not stem or ".in." in ev.site or not comparable(ev) or not _varies(ev.r):
         return
+    if any(
+        ours is not None and (theirs is None or not torch.equal(ours, theirs))
+        for ours, theirs in ev.parameters.values()
+    ):
+        return  # a twin with weights of its own, and these are the other's
     siblings = [s for s in ev.sites if s.rpartition(".")[0] == stem and s.rpartition(".")[2].isdigit()]
     if not 2 <= len(siblings) <= 12 or ev.r.numel() // ev.r.shape[-1] > max(64, ev.r.shape[0]):
         return

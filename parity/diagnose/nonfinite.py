@@ -91,7 +91,7 @@ def beyond_half(ev: Evidence) -> Iterator[Explanation]:
     ):
         return
     halves = {str(op.scalars.get("dtype")) for op in (*ev.ref_ops, *ev.port_ops) if op.name == "_to_copy"}
-    here = "torch.float16" in halves or torch.float16 in {ev.reference.dtype, ev.port.dtype}
+    here = "torch.float16" in halves or torch.float16 in {ev.reference.dtype, ev.port.dtype} or bool(ev.overflow)
     top, own = _largest(ev.p), _largest(ev.r)
     if here and top > FP16_MAX > 2 * own:
         text = (

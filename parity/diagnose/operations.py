@@ -182,13 +182,34 @@ def cut(ev: Evidence) -> Iterator[Explanation]:
         )
         if role in {"h", "w"} and ref.outputs[0].shape == port.outputs[0].shape and ev.kind in {"frame", "input"}:
             class_id = "C6"  # another crop of a picture
+        verb = "takes"
+        if class_id == "V7" and ref.outputs[0].shape == port.outputs[0].shape:
+            if _written(ref, ev.ref_ops) and _written(port, ev.port_ops):
+                class_id, verb = "V8", "writes"
+            elif _reaches_end(ref, axis) and not _reaches_end(port, axis):
+                class_id = "V9"  # the tail is what goes on to the next window
         text = (
-            f"the port takes {many(LONG[role])} {_range(port)} where the reference takes {_range(ref)} "
+            f"the port {verb} {many(LONG[role])} {_range(port)} where the reference {verb} {_range(ref)} "
             f"of the same tensor{_at(port)}"
         )
         parameters = {"axis": axis, "reference": _range(ref), "port": _range(port), "source": port.source}
         yield Explanation(text, 0.0, 0.9, parameters, class_id)
         return
+
+
+def _written(op: Op, ops: Sequence[Op]) -> bool:
+    """Whether the slice that an operation makes is what the next copy writes to."""
+    own = next(i for i, other in enumerate(ops) if other is op)
+    later = next((other for other in ops[own + 1 :] if other.name == "copy"), None)
+    return later is not None and len(later.inputs) == 2 and same(later.inputs[0], op.outputs[0])
+
+
+def _reaches_end(op: Op, axis: int) -> bool:
+    size = op.inputs[0].shape[axis]
+    if op.name == "select":
+        return int(op.scalars.get("index", 0)) % size == size - 1
+    end = op.scalars.get("end")
+    return op.name == "slice" and (end is None or int(end) >= size)
 
 
 def _range(op: Op) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import noise_level, number, sample_index, scalar_fit
 from .integers import HYPOTHESES as INTEGERS
+from .scales import HYPOTHESES as SCALES
 
 FLOAT8 = {
     "float8_e4m3fn": (torch.float8_e4m3fn, 448.0),
@@ -340,4 +341,5 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("clipped_range", "Q2", low_levels, 0.4),
     Hypothesis("lora_units", "Q7", lora_units, 0.8),
     *INTEGERS,
+    *SCALES,
 )

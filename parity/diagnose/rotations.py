@@ -14,6 +14,8 @@ from parity.diagnose.rotary import Band, Line, bands, geometric_line, read_posit
 
 ROUNDINGS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+_ROUNDED = 2.0**-8  # what rounding to bf16 does to a frequency is no other unit
+
 
 @dataclass(frozen=True)
 class Story:
@@ -246,10 +248,11 @@ def _frequencies(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) ->
         else:
             text, values, omega = "single frequencies differ", {}, step / span
             ratio = omega / band.omega
-            if float((ratio - ratio.median()).abs().max()) < 1e-3 * abs(float(ratio.median())):
+            middle = float(ratio.median())
+            if abs(middle - 1) > _ROUNDED and float((ratio - middle).abs().max()) < 1e-3 * abs(middle):
                 text, values = (
-                    f"all angles are multiplied by {float(ratio.median()):.6g}",
-                    {"scale": _tidy(float(ratio.median()))},
+                    f"all angles are multiplied by {middle:.6g}",
+                    {"scale": _tidy(middle)},
                 )
         table[:, cols] = torch.exp(1j * (band.positions[:, None] - band.positions[0]) * omega) * zp[0, cols]
         start = torch.exp(1j * band.positions[0] * omega)

@@ -141,7 +141,7 @@ def _other_coefficients(ev: Evidence) -> Iterator[Explanation]:
     """T4: R and P are the same three tensors added up with other coefficients: a multistep update with a wrong ratio or order."""
     if not comparable(ev) or ev.reference.numel() < 64 or ev.kind not in ("latent", "activation", "output"):
         return
-    for parts in combinations(like_reference(ev)[:6], 3):
+    for parts in combinations(like_reference(ev)[:10], 3):
         tensors = [part for _, part in parts]
         ours = _combination(ev, ev.r, tensors, agreement(ev))
         if ours is None or float(ours.abs().min()) < 1e-6:

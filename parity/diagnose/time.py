@@ -98,6 +98,10 @@ def sigma_shift(ev: Evidence) -> Iterable[Explanation]:
     inside = (r > 1e-6) & (r < 1 - 1e-6) & (p > 1e-6) & (p < 1 - 1e-6)
     if int(inside.sum()) < 1 or bool(((r != p) & ~inside).any()):
         return
+    bent = _bent_odds(r[inside], p[inside])
+    if bent is not None:
+        yield bent
+        return
     odds = torch.logit(p[inside]) - torch.logit(r[inside])
     ratio = float(odds.median().exp())
     # a table rounded to whole timesteps keeps the law only to half a step
@@ -116,6 +120,19 @@ def sigma_shift(ev: Evidence) -> Iterable[Explanation]:
         return
     sure = 0.95 if int(inside.sum()) >= 4 else 0.8
     yield Explanation(text, 0.0, sure, {"ratio": ratio, "shift": shift}, "T3")
+
+
+def _bent_odds(r: Tensor, p: Tensor) -> Explanation | None:
+    """log σ/(1 − σ) of the port is a line of the reference's with another slope: a shift by another formula (T3)."""
+    if len(r) < 3:
+        return None
+    x, y = torch.logit(r), torch.logit(p)
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum().clamp_min(1e-300))
+    rest = float((y - y.mean() - slope * (x - x.mean())).abs().max())
+    if abs(slope - 1) < 0.05 or slope <= 0 or rest > 1e-3 * float((y.max() - y.min()).clamp_min(1e-300)):
+        return None
+    text = f"the sigma shift follows another formula: the odds σ/(1 − σ) are raised to the power {slope:.4g}"
+    return Explanation(text, 0.0, 0.94, {"power": slope}, "T3")
 
 
 def _known_shift(ev: Evidence) -> float | None:
@@ -164,6 +181,8 @@ def table_ends(ev: Evidence) -> Iterable[Explanation]:
         or not _table(ev)
     ):
         return
+    if ev.kind == "input" and not ev.reference.is_floating_point() and bool((r.diff() == 1).all()):
+        return  # running numbers: positions
     near = 1e-6 + 2 * noise(ev)
     if r.numel() != p.numel():
         yield from _other_length(r, p, near)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .axes import axis_name, axis_of, kind_of
+from .detours import HYPOTHESES as DETOURS
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import comparable, grouped_affine, grouped_scale, noise_level, number, sure
 
@@ -306,4 +307,5 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("last_frames", "V8", last_frames, 0.2),
     Hypothesis("seam", "V9", seam, 0.3),
     Hypothesis("frozen_frames", "V8", frozen, 0.6),
+    *DETOURS,
 )

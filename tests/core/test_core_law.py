@@ -31,6 +31,7 @@ ROOMS = (
     ("diagnose",),
     ("drilldown",),
     ("nonfinite", "execute", "listing"),
+    ("absence",),
     ("explain", "precision"),
     ("run", "golden"),
     ("clips",),

@@ -27,6 +27,9 @@ CASTS = frozenset(["_to_copy", "clone", "alias", "detach"])
 LOGIC = frozenset(["bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or", "logical_not"])
 LAYOUT = frozenset(["as_strided", "transpose", "permute", "view", "reshape", "expand"])
 TABLES = frozenset(["rope", "schedule"])
+MOVES = frozenset(
+    ["index", "index_select", "gather", "flip", "roll", "permute", "transpose", "t", "take"]
+)  # the layout family names these
 PICTURE = frozenset(["frame", "video", "image"])
 
 
@@ -240,6 +243,8 @@ def _class_of_change(a: Op, b: Op, changed: Mapping[str, object]) -> tuple[str, 
         return "N1", 0.93
     if {"padding", "stride", "dilation", "padding_mode"} & set(changed):
         return "V3", 0.9
+    if a.name == b.name and a.name in NORMS:
+        return "N7", 0.8  # other axes or groups
     if a.name in NORMS or b.name in NORMS:
         return "N3", 0.7
     if changed:
@@ -253,7 +258,7 @@ def _bypassed(ev: Evidence, side: str) -> tuple[Op, int, float] | None:
     if graph is None:
         return None
     for i, k, edit in islice(bypasses(graph), MOST_EDITS):
-        if graph.ops[i].name in CASTS | PARTS:
+        if graph.ops[i].name in CASTS | PARTS | MOVES:
             continue
         residual = _residual(ev, _run(graph, {i: edit}), side)
         if residual is not None:

@@ -115,7 +115,7 @@ def run_case(
     if isolate and prepared.limits is not None:
         with _timed(seconds, "isolate", say):
             local, rows = _isolate(case, setting, runs, prepared.limits, rows, inject, order, notes)
-            divergences = _excuse_roundoff(divergences, rows, notes)
+            divergences = _excuse_roundoff(divergences, rows, setting.dtype, notes)
     local += moved_boundaries(rows, case, setting, reference)
     if isolate:
         local += inexact_arithmetic(case, setting, runs, inject, order)
@@ -218,9 +218,11 @@ def _excuse_rounding(rows: list[Row], reference: Trace, port: Trace, setting: Se
     return kept
 
 
-def _excuse_roundoff(divergences: list[Divergence], rows: list[Row], notes: list[str]) -> list[Divergence]:
+def _excuse_roundoff(
+    divergences: list[Divergence], rows: list[Row], deployed: torch.dtype, notes: list[str]
+) -> list[Divergence]:
     """Take back divergences of a few hundred units of float32 whose site agrees in float64 on the same inputs."""
-    harmless = {row.key: row for row in rows if is_roundoff(row)}
+    harmless = {row.key: row for row in rows if is_roundoff(row, deployed)}
     excused = {d.site: d.error for d in divergences if d.key in harmless}
     if excused:
         site, error = next(iter(excused.items()))

@@ -62,6 +62,14 @@ def test_roundoff_is_small_and_gone_in_double() -> None:
     assert not is_roundoff(row(error=1e-3))
 
 
+def test_a_run_in_double_carries_its_single_constants_along() -> None:
+    carried = row(dtype=("float64", "float64"), error=1e-4, floor=1e-14, isolated=3e-7)
+    assert is_roundoff(carried, torch.float64)
+    assert not is_roundoff(carried)
+    assert not is_roundoff(row(dtype=("float64", "float64"), error=1e-4, floor=1e-14, isolated=1e-5), torch.float64)
+    assert not is_roundoff(row(dtype=("float64", "float64"), error=1e-2, floor=1e-14, isolated=0.0), torch.float64)
+
+
 def test_other_elements_that_are_finite_are_no_roundoff() -> None:
     assert not is_roundoff(row(nonfinite=(0, 260)))
     assert not is_roundoff(row(nonfinite=(3, 3), error=0.0))

@@ -115,7 +115,8 @@ def _first_like_others(divergence: Divergence, result: Result, runs: Runs) -> It
     if divergence.metric != "extra" or not axes or divergence.coords[axes[-1]] != 0 or axes[-1] in _STEPS:
         return
     outer = {a: divergence.coords[a] for a in axes[:-1]}
-    others = [r for r in runs.reference if r.site == divergence.site and _within(r.coords, outer)]
+    every = [r for r in runs.reference if r.site == divergence.site]
+    others = [r for r in every if _within(r.coords, outer)] or every
     if others and all(r.coords.get(axes[-1], 0) > 0 for r in others):
         text = f"the port computes {divergence.site} for the first {axes[-1]} too, which the reference leaves out there"
         yield _cause("first like the others", "V1", text, divergence, result, 0.9)

@@ -14,7 +14,7 @@ import linecache
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from parity.diagnose.evidence import Op
+from parity.diagnose.evidence import Frame, Op
 from parity.trace import Record
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -97,11 +97,17 @@ class OpLog(TorchDispatchMode):
         self._open: dict[str, int] = {
             key: 0 for key, start in starts.items() if start is None
         }  # wanted record -> first step
+        self.calls: dict[str, tuple[Frame, ...]] = {}  # wanted record -> the calls around it when it was recorded
+        self.functions: set[str] = set()  # that were seen running when something was recorded or computed
         self._makers: dict[int, int] = {}  # id of a live tensor -> the step that made it
         self._alive: list[Tensor] = []
 
     def watch(self, record: Record) -> None:
         """Open windows after their first record, close them at their last, and stop the run when all are closed."""
+        around = frames_around()
+        self.functions.update(frame.function for frame in around)
+        if record.key in self._starts:
+            self.calls.setdefault(record.key, around)
         if record.key in self._open:
             self.windows[record.key] = _cut(self._steps, self._open.pop(record.key))
         for key, start in self._starts.items():
@@ -130,13 +136,31 @@ class OpLog(TorchDispatchMode):
             tuple(map(_keep, made)),
             read_scalars(func, args, kwargs),
             *source,
+            frames=frames_around(),
             again=functools.partial(_again, func, spec, [_PLACE if isinstance(x, Tensor) else x for x in leaves]),
         )
+        self.functions.update(frame.function for frame in op.frames)
         for t in made:
             self._makers[id(t)] = len(self._steps)
             self._alive.append(t)
         self._steps.append(Step(op, makers))
         return result
+
+
+class CallLog:
+    """Note which functions run, and what was running when one record was made; stops the run there. `watch` is given to the recorder."""
+
+    def __init__(self, wanted: str | None) -> None:
+        self.wanted = wanted
+        self.calls: tuple[Frame, ...] = ()
+        self.functions: set[str] = set()
+
+    def watch(self, record: Record) -> None:
+        around = frames_around()
+        self.functions.update(frame.function for frame in around)
+        if record.key == self.wanted:
+            self.calls = around
+            raise WindowsClosed
 
 
 def _again(func: Any, spec: Any, leaves: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -320,6 +344,24 @@ def source_line() -> tuple[str, str] | None:
             return f"{name}:{frame.f_lineno}", linecache.getline(name, frame.f_lineno).strip()
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def frames_around(most: int = 24) -> tuple[Frame, ...]:
+    """Return the calls on the stack outside torch and parity, innermost first."""
+    found: list[Frame] = []
+    frame = sys._getframe(1)
+    while frame is not None and len(found) < most:
+        name, first = frame.f_code.co_filename, frame.f_code.co_firstlineno
+        if not name.startswith(_SKIPPED):
+            text = linecache.getline(name, frame.f_lineno).strip()
+            found.append(Frame(f"{name}:{frame.f_lineno}", text, f"{name}:{first}"))
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(found)
+
+
+def own_frame(frames: Sequence[Frame], common: Collection[str]) -> Frame | None:
+    """Return the innermost call of a function that the other side does not run: what both run is not where they differ."""
+    return next((frame for frame in frames if frame.function not in common), None)
 
 
 def _short(value: Any) -> str:

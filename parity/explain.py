@@ -14,11 +14,11 @@ from parity.absence import absent_causes
 from parity.capture.probes import Modules
 from parity.case import Case, Setting, Side
 from parity.diagnose import diagnose
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.evidence import Evidence, Frame
 from parity.diagnose.locality import describe
-from parity.drilldown import Departure, OpLog, Step, describe_op, find_departure
+from parity.drilldown import CallLog, Departure, OpLog, Step, describe_op, find_departure, own_frame
 from parity.errors import CaseError, SideError
-from parity.execute import Inject, Runs, SideRun, grafting, run_side
+from parity.execute import Inject, Runs, SideRun, grafting, reseating, run_side
 from parity.judge import HIDDEN, error_of, hidden_places
 from parity.listing import listing
 from parity.result import Cause, Culprit, Divergence, Result, Row, format_key
@@ -39,6 +39,8 @@ class Window:
     ref_model: Any = None
     port_model: Any = None
     port: Trace | None = None
+    common: frozenset[str] = frozenset()  # functions that the reference runs too
+    calls: tuple[Frame, ...] = ()  # around the port when it made the record, innermost first
 
 
 def explain(
@@ -55,6 +57,8 @@ def explain(
     divergences = {id(d): d for d in result.divergences}
     for i, (culprit, divergence) in enumerate(targets):
         window = looks.get(divergence.key, Window())
+        if i == 0 and divergence.metric in ("missing", "extra"):
+            window = _call_window(case, setting, runs, divergence, inject)
         culprits.append(_with_operation(culprit, divergence, window))
         evidence = gather(case, divergence, runs, window, culprit.module, result.rows)
         if evidence is None:
@@ -156,7 +160,15 @@ def _windows(
         found[which] = (log, side)
     (ref_log, ref), (port_log, port) = found["reference"], found["port"]
     return {
-        key: Window(ref_log.windows.get(key, ()), port_log.windows.get(key, ()), ref.model, port.model, port.trace)
+        key: Window(
+            ref_log.windows.get(key, ()),
+            port_log.windows.get(key, ()),
+            ref.model,
+            port.model,
+            port.trace,
+            frozenset(ref_log.functions),
+            port_log.calls.get(key, ()),
+        )
         for key in keys
     }
 
@@ -171,28 +183,69 @@ def _before(key: str, reference: Trace, port: Trace, which: str) -> str | None:
 
 def _with_operation(culprit: Culprit, divergence: Divergence, window: Window) -> Culprit:
     if not window.ref_steps and not window.port_steps:
-        return culprit
+        return _at_call(culprit, window)
     value = window.port.tensor(divergence.key) if window.port is not None else None
     departure: Departure = find_departure(window.ref_steps, window.port_steps, value)
     shown = departure.port or (window.port_steps[-1].op if window.port_steps and departure.reference else None)
     if shown is None and departure.reference is None:
-        return culprit
+        return _at_call(culprit, window)
     detail = departure.detail
     if departure.reference is not None and not detail:
         detail = f"reference: {describe_op(departure.reference)} at {_relative(departure.reference.source)}: {departure.reference.code}"
     elif departure.reference is not None:
         detail += f" at {_relative(departure.reference.source)}: {departure.reference.code}"
+    # An operation inside a function that both sides run was given something else by the port's own code around it.
+    frame = own_frame(shown.frames if shown else (), window.common) or own_frame(window.calls, window.common)
+    if frame is None and shown is None:
+        frame = next(iter(window.calls), None)
+    if frame is not None and shown is not None and frame.source != shown.source:
+        detail = "; ".join(filter(None, [f"computed at {_relative(shown.source)}: {shown.code}", detail]))
+    source, code = (frame.source, frame.code) if frame else (shown.source, shown.code) if shown else (None, None)
     return replace(
         culprit,
         operation=describe_op(shown) if shown else None,
-        source=_relative(shown.source)
-        if shown
-        else _relative(departure.reference.source)
-        if departure.reference
-        else None,
-        code=shown.code if shown else None,
+        source=_relative(source) if source else None,
+        code=code,
         detail=detail,
     )
+
+
+def _at_call(culprit: Culprit, window: Window) -> Culprit:
+    """Name the line that was running when the port made the record: no operation led to it."""
+    frame = own_frame(window.calls, window.common) or next(iter(window.calls), None)
+    return replace(culprit, source=_relative(frame.source), code=frame.code) if frame else culprit
+
+
+def _call_window(case: Case, setting: Setting, runs: Runs, divergence: Divergence, inject: Inject | None) -> Window:
+    """Return what was running where the port makes a call of its own, or goes on without one that the reference makes there."""
+    key = divergence.key if divergence.metric == "extra" else _goes_on(divergence, runs)
+    if key is None:
+        return Window()
+    logs = {}
+    for which, change in (("reference", None), ("port", inject)):
+        logs[which] = log = CallLog(key if which == "port" else None)
+        try:
+            run_side(
+                case,
+                which,
+                setting,
+                inject=change,
+                override=reseating(case, runs.reference),
+                watch=log.watch,
+                keep=False,
+            )
+        except SideError:
+            return Window()
+    return Window(common=frozenset(logs["reference"].functions), calls=logs["port"].calls)
+
+
+def _goes_on(divergence: Divergence, runs: Runs) -> str | None:
+    """Return the port's first record after the last one that it shares with the reference before a missing call."""
+    record = runs.reference.get(divergence.key)
+    earlier = runs.reference.records[: record.order] if record is not None else ()
+    last = next((partner for r in reversed(earlier) if (partner := runs.port.get(r.key)) is not None), None)
+    start = last.order + 1 if last is not None else 0
+    return next((r.key for r in runs.port.records[start:] if r.role != "state"), None)
 
 
 def gather(

@@ -40,7 +40,8 @@ class Score:
     module: bool = False
     top1: bool = False
     top3: bool = False
-    line: bool = False  # the drill-down names a source line
+    line: bool = False  # the drill-down names a source line: that of the defect, where the fault says which it is
+    lined: bool = False  # the fault says where the code of the defect is
     classed: bool = True  # the fault's class is in the list of classes, so that a cause is expected
     found: str = ""
     culprit: str = ""
@@ -117,7 +118,8 @@ def score_fault(system: str, name: str, expect: Expectation, result: Result, sec
         module=module or (place and not expect.modules),
         top1=bool(classes) and classes[0] in expect.classes,
         top3=any(c in expect.classes for c in classes[:3]),
-        line=culprit is not None and culprit.source is not None,
+        line=culprit is not None and culprit.source is not None and _inside(culprit.source, expect.lines),
+        lined=bool(expect.lines),
         classed=bool(expect.classes),
         found=first.key if first else "",
         culprit=culprit.module if culprit else "",
@@ -128,6 +130,16 @@ def score_fault(system: str, name: str, expect: Expectation, result: Result, sec
         score=result.causes[0].score if result.causes else 0.0,
         seconds=seconds,
     )
+
+
+def _inside(source: str, lines: str) -> bool:
+    """Tell whether "file:line" lies in "file:first-last"; anywhere does when nothing is asked."""
+    if not lines:
+        return True
+    file, _, number = source.rpartition(":")
+    wanted, _, span = lines.rpartition(":")
+    first, last = map(int, span.split("-"))
+    return file.endswith(wanted) and first <= int(number) <= last
 
 
 def run_gauntlet(
@@ -208,6 +220,7 @@ class Summary:
     top1: int
     top3: int
     line: int
+    lined: int  # faults that say where their code is; all of them, for "some line is named", where none does
     variations: int
     false_alarms: int
     seconds: float
@@ -219,6 +232,7 @@ def summarise(scores: Sequence[Score]) -> list[Summary]:
     for system in dict.fromkeys(s.system for s in scores):
         faults = [s for s in scores if s.system == system and s.kind == "fault"]
         classed = [s for s in faults if s.classed]
+        lined = [s for s in faults if s.lined] or faults
         variations = [s for s in scores if s.system == system and s.kind == "variation"]
         rows.append(
             Summary(
@@ -230,7 +244,8 @@ def summarise(scores: Sequence[Score]) -> list[Summary]:
                 classed=len(classed),
                 top1=sum(s.top1 for s in classed),
                 top3=sum(s.top3 for s in classed),
-                line=sum(s.line for s in faults),
+                line=sum(s.line for s in lined),
+                lined=len(lined),
                 variations=len(variations),
                 false_alarms=sum(s.detected or s.verdict != "match" for s in variations),
                 seconds=sum(s.seconds for s in scores if s.system == system),
@@ -323,7 +338,7 @@ def _table(rows: Sequence[Summary]) -> Table:
             _share(r.module, r.faults),
             _share(r.top1, r.classed),
             _share(r.top3, r.classed),
-            _share(r.line, r.faults),
+            _share(r.line, r.lined),
         ]
         table.add_row(r.system, str(r.faults), *shares, str(r.variations), str(r.false_alarms), f"{r.seconds:.0f}")
     return table
@@ -371,7 +386,7 @@ def to_markdown(summaries: Sequence[Summary], scores: Sequence[Score]) -> str:
             _share(r.module, r.faults),
             _share(r.top1, r.classed),
         ]
-        cells += [_share(r.top3, r.classed), _share(r.line, r.faults), r.variations, r.false_alarms, f"{r.seconds:.0f}"]
+        cells += [_share(r.top3, r.classed), _share(r.line, r.lined), r.variations, r.false_alarms, f"{r.seconds:.0f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += [
         "",

@@ -258,7 +258,7 @@ RANDOM = {"randn", "randn_like", "normal", "normal_functional", "rand", "rand_li
 
 def sampled(ev: Evidence) -> Iterator[Explanation]:
     """P − R == std·ε with the captured posterior: sampled where the reference takes its mode (C9)."""
-    if not comparable(ev, 64) or ev.r.ndim < 3:
+    if not comparable(ev, 16) or ev.r.ndim < 3:
         return
     drawn = [x for op in ev.port_ops if op.name in RANDOM for x in op.outputs if tuple(x.shape) == tuple(ev.r.shape)]
     for noise in drawn if not any(op.name in RANDOM for op in ev.ref_ops) else ():
@@ -276,7 +276,7 @@ def sampled(ev: Evidence) -> Iterator[Explanation]:
                         )
                         yield Explanation(text, residual, sure(ev, residual, 0.97), {"operation": op.name})
                         return
-    for name, moments in ev.inputs.items():
+    for name, moments in ev.inputs.items() if ev.r.numel() >= 64 else ():
         if moments.ndim != ev.r.ndim or not moments.is_floating_point():
             continue
         doubled = [i for i in range(ev.r.ndim) if moments.shape[i] == 2 * ev.r.shape[i]]

@@ -30,6 +30,7 @@ TABLES = frozenset(["rope", "schedule"])
 MOVES = frozenset(
     ["index", "index_select", "gather", "flip", "roll", "permute", "transpose", "t", "take"]
 )  # the layout family names these
+NARROW = frozenset([torch.int8, torch.float8_e4m3fn, torch.float8_e5m2])
 PICTURE = frozenset(["frame", "video", "image"])
 
 
@@ -291,6 +292,8 @@ def _parameters(ev: Evidence) -> list[Tensor]:
 def _class_of(ev: Evidence, op: Op) -> str:
     if op.name in ROUNDING:
         return "V10" if ev.kind in PICTURE else "N5"
+    if op.name in BOUNDS and ev.port.dtype in NARROW:
+        return "Q2"  # the range of a quantised value
     if op.name in BOUNDS:
         return "V10" if ev.kind in PICTURE else "C8"
     if op.name in ("sign", "sgn"):

@@ -6,7 +6,7 @@ which earlier value it repeats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,22 +16,43 @@ from parity.execute import Runs
 from parity.result import Cause, Divergence, Result, format_key
 from parity.trace import Record, Trace
 
+Diagnose = Callable[[Divergence], tuple[Cause, ...]]
+
 _SAME = 1e-6
 _MOST_SEARCHED = 4000  # earlier records that a kept value is looked for in
 _STEPS = ("step", "sigma", "timestep")
 
 
-def absent_causes(divergence: Divergence, result: Result, runs: Runs) -> tuple[Cause, ...]:
-    """Say what a call means that only one side makes; the first rule that holds."""
+def absent_causes(
+    divergence: Divergence, result: Result, runs: Runs, diagnose: Diagnose = lambda other: ()
+) -> tuple[Cause, ...]:
+    """Say what a call means that only one side makes; the first rule that holds.
+
+    diagnose: explains a divergence that both sides have a value of.
+    """
     if divergence.metric not in ("missing", "extra"):
         return ()
     for rule in (_never_held, _applied_again, _kept, _other_path, _first_like_others, _absent_pass):
         found = next(iter(rule(divergence, result, runs)), None)
         if found is not None:
             return (found,)
+    if divergence.kind == "latent":
+        other = _other_solver(divergence, result, diagnose)
+        if other is not None:
+            return (other,)
     side = "does not compute" if divergence.metric == "missing" else "computes"
     text = f"the port {side} {divergence.site} at {_where(divergence.coords)}"
     return (_cause("absent call", "N5", text, divergence, result, 0.6),)
+
+
+def _other_solver(divergence: Divergence, result: Result, diagnose: Diagnose) -> Cause | None:
+    """T4: a stage of the solver is missing or added, and the next latent that both sides have is another solver's."""
+    outer = {axis: index for axis, index in divergence.coords.items() if axis not in _STEPS}
+    for other in result.divergences:
+        measured = other.kind == "latent" and other.metric not in ("missing", "extra", "shape")
+        if measured and _within(other.coords, outer):
+            return next((cause for cause in diagnose(other) if cause.class_id == "T4"), None)
+    return None
 
 
 def _never_held(divergence: Divergence, result: Result, runs: Runs) -> Iterator[Cause]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from parity.capture.environment import describe_environment
+from parity.capture.probes import Modules, Probe
 from parity.capture.recorder import Override, Recorder
 from parity.case import Case, Setting, Side
 from parity.drilldown import WindowsClosed
 from parity.errors import ParityError, SideError
+from parity.module_state import ModuleState, own_state, states_of
 from parity.names import NameMap
 from parity.result import format_key
 from parity.seeding import normal
@@ -30,6 +32,7 @@ class SideRun:
 
     trace: Trace
     model: Any
+    states: Mapping[str, ModuleState] = field(default_factory=dict)  # of its modules while it ran, on request
 
 
 @dataclass
@@ -63,11 +66,12 @@ def run_side(
     digests: bool = False,
     sink: Any = None,
     keep: Any = True,
+    states: bool = False,
 ) -> SideRun:
     """Build and run one side of a case.
 
     inject: a fault or variation. upcast: in float64. jitter: with every weight and buffer moved by one unit of roundoff. override: replaces
-    recorded values in the run. around: entered around the run alone (operation recording).
+    recorded values in the run. around: entered around the run alone (operation recording). states: return what the modules held.
 
     Raises SideError when the side fails to build or to run.
     """
@@ -108,11 +112,17 @@ def run_side(
             )
             with torch.no_grad(), suppress(WindowsClosed), recorder, around or nullcontext():
                 side.run(model, inputs)
-            return SideRun(recorder.trace, model)
+            return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {})
     except ParityError:
         raise
     except Exception as error:
         raise SideError(f"{doing} failed: {type(error).__name__}: {_first_line(error)} ({_origin(error)})") from error
+
+
+def _states(side: Side, model: Any, probes: Sequence[Probe]) -> dict[str, ModuleState]:
+    """Return what the modules hold, by path; of a root that is observed under a name of its own, only what is its own."""
+    roots = {p.prefix + p.name: own_state(p.root) for p in probes if isinstance(p, Modules)}
+    return roots | states_of(side.modules(model))
 
 
 def reseating(case: Case, reference: Trace) -> Override | None:

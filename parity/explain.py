@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parity.absence import absent_causes
-from parity.capture.probes import Modules
-from parity.case import Case, Setting, Side
+from parity.case import Case, Setting
 from parity.diagnose import diagnose
 from parity.diagnose.evidence import Evidence, Frame
 from parity.diagnose.locality import describe
@@ -21,6 +20,7 @@ from parity.errors import CaseError, SideError
 from parity.execute import Inject, Runs, SideRun, grafting, reseating, run_side
 from parity.judge import HIDDEN, error_of, hidden_places
 from parity.listing import listing
+from parity.module_state import ModuleState
 from parity.result import Cause, Culprit, Divergence, Result, Row, format_key
 from parity.trace import Record, Trace
 from parity.weight_pairs import pair_parameters
@@ -32,12 +32,12 @@ _LONGEST_DETOUR = 64
 
 @dataclass(frozen=True)
 class Window:
-    """What both sides did between the last agreeing record and the diverging one, and the models that did it."""
+    """What both sides did between the last agreeing record and the diverging one, and what their modules held."""
 
     ref_steps: tuple[Step, ...] = ()
     port_steps: tuple[Step, ...] = ()
-    ref_model: Any = None
-    port_model: Any = None
+    ref_states: Mapping[str, ModuleState] = field(default_factory=dict)
+    port_states: Mapping[str, ModuleState] = field(default_factory=dict)
     port: Trace | None = None
     common: frozenset[str] = frozenset()  # functions that the reference runs too
     calls: tuple[Frame, ...] = ()  # around the port when it made the record, innermost first
@@ -55,15 +55,20 @@ def explain(
     culprits: list[Culprit] = []
     causes: list[Cause] = []
     divergences = {id(d): d for d in result.divergences}
+
+    def alone(other: Divergence) -> tuple[Cause, ...]:
+        evidence = gather(other, runs, Window(), other.module, result.rows)
+        return diagnose(evidence) if evidence is not None else ()
+
     for i, (culprit, divergence) in enumerate(targets):
         window = looks.get(divergence.key, Window())
         if i == 0 and divergence.metric in ("missing", "extra"):
             window = _call_window(case, setting, runs, divergence, inject)
         culprits.append(_with_operation(culprit, divergence, window))
-        evidence = gather(case, divergence, runs, window, culprit.module, result.rows)
+        evidence = gather(divergence, runs, window, culprit.module, result.rows)
         if evidence is None:
             if i == 0:
-                causes = list(absent_causes(divergence, result, runs))
+                causes = list(absent_causes(divergence, result, runs, alone))
             continue
         if i == 0:
             causes = list(diagnose(evidence))
@@ -153,6 +158,7 @@ def _windows(
                 override=grafting(values, order if which == "port" else None),
                 watch=log.watch,
                 around=log,
+                states=True,
                 keep=lambda site, coords: format_key(site, coords) in closing,
             )
         except SideError:
@@ -163,8 +169,8 @@ def _windows(
         key: Window(
             ref_log.windows.get(key, ()),
             port_log.windows.get(key, ()),
-            ref.model,
-            port.model,
+            ref.states,
+            port.states,
             port.trace,
             frozenset(ref_log.functions),
             port_log.calls.get(key, ()),
@@ -248,9 +254,7 @@ def _goes_on(divergence: Divergence, runs: Runs) -> str | None:
     return next((r.key for r in runs.port.records[start:] if r.role != "state"), None)
 
 
-def gather(
-    case: Case, divergence: Divergence, runs: Runs, window: Window, module: str, rows: Sequence[Row]
-) -> Evidence | None:
+def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows: Sequence[Row]) -> Evidence | None:
     """Collect what a hypothesis may look at. None when one side has no full tensor."""
     isolated = _in_double(divergence, runs)
     reference = runs.precise if isolated and runs.precise is not None else runs.reference
@@ -262,6 +266,7 @@ def gather(
     record = reference.get(divergence.key)
     inputs = _surroundings(record, reference) if record is not None else {}
     port_record = port.get(divergence.key)
+    states = _both_states(window, record, port_record)
     return Evidence(
         reference=r,
         port=p,
@@ -276,8 +281,15 @@ def gather(
         ref_at=reference.at,
         port_at=port.at,
         sites=reference.sites(),
-        parameters=_parameters(case, window, record, port_record),
-        settings=_settings(case, window, record, port_record),
+        parameters=pair_parameters(*states) if states is not None else {},
+        settings=_settings(*states) if states is not None else {},
+        weights={
+            f"{path}.{name}".lstrip("."): value
+            for path, state in window.ref_states.items()
+            for name, value in state.parameters.items()
+            if "." not in name
+        },
+        port_sites=port.sites(),
         ref_ops=tuple(replace(s.op, makers=s.makers) for s in window.ref_steps),
         port_ops=tuple(replace(s.op, makers=s.makers) for s in window.port_steps),
         earlier={
@@ -358,79 +370,19 @@ def _belongs(record: Record, module: str) -> bool:
     return inside or (record.role == "in" and record.site.startswith(f"{module}.in."))
 
 
-def _locate_module(roots: Mapping[str, nn.Module], path: str) -> nn.Module | None:
-    """Return the module that a path names, under the closest root."""
-    for prefix, root in sorted(roots.items(), key=lambda item: -len(item[0])):
-        if prefix and not path.startswith(prefix):
-            continue
-        rest = path[len(prefix) :].lstrip(".")
-        try:
-            return root.get_submodule(rest)
-        except AttributeError:
-            continue
-    return None
+def _both_states(
+    window: Window, record: Record | None, port_record: Record | None
+) -> tuple[ModuleState, ModuleState] | None:
+    """Return what the modules that made the two records held while they ran."""
+    if record is None or port_record is None:
+        return None
+    ref, port = window.ref_states.get(record.module), window.port_states.get(port_record.module)
+    return None if ref is None or port is None else (ref, port)
 
 
-def _both_modules(
-    case: Case, window: Window, record: Record | None, port_record: Record | None
-) -> tuple[nn.Module | None, nn.Module | None]:
-    if window.ref_model is None or record is None or port_record is None:
-        return None, None
-    return _module_of(case.reference, window.ref_model, record), _module_of(case.port, window.port_model, port_record)
-
-
-def _module_of(side: Side, model: Any, record: Record) -> nn.Module | None:
-    """Return the module that made a record; of a root, only what is its own."""
-    found = _locate_module(side.modules(model), record.module)
-    if found is not None:
-        return found
-    for probe in side.probes(model):
-        if isinstance(probe, Modules) and probe.prefix + probe.name == record.module:
-            return _own_part(probe.root)
-    return None
-
-
-def _own_part(module: nn.Module) -> nn.Module:
-    """Return a module with the parameters, buffers and scalar attributes of `module` itself, without its children's."""
-    bare = nn.Module()
-    for name, parameter in module.named_parameters(recurse=False):
-        bare.register_parameter(name, parameter)
-    for name, buffer in module.named_buffers(recurse=False):
-        bare.register_buffer(name, buffer)
-    for name, value in _scalars(module).items():
-        setattr(bare, name, value)
-    return bare
-
-
-def _parameters(
-    case: Case, window: Window, record: Record | None, port_record: Record | None
-) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    """Pair the parameters and buffers of the two modules."""
-    ref, port = _both_modules(case, window, record, port_record)
-    return pair_parameters(ref, port) if ref is not None and port is not None else {}
-
-
-def _settings(
-    case: Case, window: Window, record: Record | None, port_record: Record | None
-) -> dict[str, tuple[Any, Any]]:
+def _settings(ref: ModuleState, port: ModuleState) -> dict[str, tuple[Any, Any]]:
     """Return the scalar attributes that both modules have under one name."""
-    ref, port = _both_modules(case, window, record, port_record)
-    if ref is None or port is None:
-        return {}
-    left, right = _scalars(ref), _scalars(port)
-    return {name: (left[name], right[name]) for name in left if name in right}
-
-
-def _scalars(module: nn.Module) -> dict[str, Any]:
-    found = {}
-    for name, value in vars(module).items():
-        if name.startswith("_") or name == "training":
-            continue
-        if isinstance(value, (bool, int, float, str)) or (
-            isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)
-        ):
-            found[name] = value
-    return found
+    return {name: (ref.settings[name], port.settings[name]) for name in ref.settings if name in port.settings}
 
 
 def _relative(source: str) -> str:

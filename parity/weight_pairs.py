@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.matching import moments, moments_of_stats, off
+from parity.module_state import ModuleState
 from parity.trace import Parameter
 
 _EQUAL = 1e-5
@@ -103,15 +104,14 @@ def leaves_of(weights: Mapping[str, str]) -> dict[str, str]:
     return leaves
 
 
-def pair_parameters(ref: nn.Module, port: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+def pair_parameters(ref: ModuleState, port: ModuleState) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     """Pair parameters and buffers of two modules: by name, by content, as rows of a fused one, then by order among equal shapes.
 
     Keys are the reference's names, or the port's where the reference has none. A parameter without a partner has None; a lone buffer (a table,
     a cache) is the side's own business and is left out.
     """
-    left = {n: t.detach() for n, t in [*ref.named_parameters(), *ref.named_buffers()]}
-    right = {n: t.detach() for n, t in [*port.named_parameters(), *port.named_buffers()]}
-    own = {n for n, _ in [*ref.named_parameters(), *port.named_parameters()]}
+    left, right = ({**side.parameters, **side.buffers} for side in (ref, port))
+    own = {*ref.parameters, *port.parameters}
     pairs: dict[str, tuple[Tensor | None, Tensor | None]] = {}
     for name in [n for n, t in left.items() if n in right and right[n].shape == t.shape]:
         pairs[name] = (left.pop(name), right.pop(name))

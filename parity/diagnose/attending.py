@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import islice, permutations, product
 
 import torch
 from torch import Tensor
@@ -218,19 +218,15 @@ def _heads_first(ev: Evidence) -> list[tuple[Tensor, ...]]:
 
 
 def _triples(pool: list[tuple[Tensor, ...]], r: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (q, k, v) whose shapes fit an output [b, i, c]; q, k and v are different tensors."""
+    """Yield (q, k, v) whose shapes fit an output [b, i, c]; q, k and v are different tensors, the nearest to R first."""
     b, i, c = r.shape
-    for qi, queries in enumerate(pool):
-        for q in queries:
+    for qi, ki, vi in sorted(permutations(range(len(pool)), 3), key=sum):
+        for q, k, v in product(pool[qi], pool[ki], pool[vi]):
             if q.shape[0] != b or q.shape[2] != i:
                 continue
-            for (ki, keys), (vi, values) in product(enumerate(pool), repeat=2):
-                if len({qi, ki, vi}) < 3:
-                    continue
-                for k, v in product(keys, values):
-                    fits = k.shape[-1] == q.shape[-1] and k.shape[:3] == v.shape[:3] and k.shape[0] == b
-                    if fits and q.shape[1] % k.shape[1] == 0 and q.shape[1] * v.shape[-1] == c:
-                        yield q, k, v
+            fits = k.shape[-1] == q.shape[-1] and k.shape[:3] == v.shape[:3] and k.shape[0] == b
+            if fits and q.shape[1] % k.shape[1] == 0 and q.shape[1] * v.shape[-1] == c:
+                yield q, k, v
 
 
 def _reproduce(

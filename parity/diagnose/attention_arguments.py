@@ -12,6 +12,7 @@ from torch import Tensor
 from parity.diagnose.attending import Attention, attend, expanded
 from parity.diagnose.attention_calls import Call, calls
 from parity.diagnose.evidence import Evidence, Explanation, relative_error
+from parity.diagnose.fits import scalar_fit
 from parity.diagnose.masks import Change, describe
 from parity.diagnose.roles import close, isolated, memo, noise, surroundings
 
@@ -59,7 +60,9 @@ def attention_arguments(ev: Evidence) -> Iterable[Explanation]:
         found += list(_other_keys(a, b, near))
     else:
         found += list(_keys_and_values(ev, a, b, near))
-    if not math.isclose(a.scale, b.scale, rel_tol=1e-5):
+    # beside a bias, or a mask that the other side has not, the scale is a fit
+    exact = 1e-5 if a.bias is None and b.bias is None else 1e-2
+    if not math.isclose(a.scale, b.scale, rel_tol=exact):
         text = f"attention ran with scale {b.scale:.6g} instead of {a.scale:.6g} ({b.scale / a.scale:.4g} times)"
         found.append(Explanation(text, 0.0, 0.97, {"scale": b.scale, "ratio": b.scale / a.scale}, "A5"))
     if a.k.shape[2] == b.k.shape[2]:
@@ -122,6 +125,11 @@ def _other_heads(a: Attention, b: Attention) -> Iterator[Explanation]:
         else:
             text = f"attention is cut into {g} heads of {b.q.shape[-1]} instead of {h} of {a.q.shape[-1]}"
             yield Explanation(text, 0.0, 0.95, {"reference": h, "port": g}, "A10")
+    elif h == g and a.q.shape[:3] == b.q.shape[:3] and b.q.shape[-1] < a.q.shape[-1]:
+        d = b.q.shape[-1]
+        if all(scalar_fit(y, x[..., :d])[1] < 1e-4 for x, y in ((a.q, b.q), (a.k, b.k)) if x.shape[:3] == y.shape[:3]):
+            text = f"the scores are made of {d} of the {a.q.shape[-1]} entries of a head: the kernel cuts the head dimension"
+            yield Explanation(text, 0.0, 0.96, {"reference": a.q.shape[-1], "port": d}, "A9")
     elif a.q.shape[2] == b.q.shape[2] and a.q.shape[-1] == b.q.shape[-1]:
         yield Explanation(f"the port attends with {g} heads, the reference with {h}", 0.0, 0.85, {"port": g}, "A10")
 
@@ -176,6 +184,8 @@ def _other_keys(a: Attention, b: Attention, near: float) -> Iterator[Explanation
         yield Explanation(text, 0.0, 0.94, values, "K3")
     elif m < n and close(theirs, ours[:, :, n - m :], near):
         yield Explanation(f"the oldest {n - m} of {n} keys are missing", 0.0, 0.93, values, "K6")
+    elif m < n <= i and close(theirs, ours[:, :, :m], near):  # no cache: more keys than queries it has not
+        yield Explanation(f"the last {n - m} of {n} keys are dropped", 0.0, 0.93, values, "A2")
     elif m < n and close(theirs, ours[:, :, :m], near):
         yield Explanation(f"the newest {n - m} of {n} keys are missing", 0.0, 0.93, values, "K3")
     elif m > n and _subset(ours, theirs, near) == 1.0:

@@ -8,6 +8,7 @@ from .evidence import Evidence
 
 VIDEO_KINDS = {"frame", "latent"}
 COLOURS = (3, 4)
+SMALLEST_PICTURE = 64  # pixels
 
 
 def roles(shape: Sequence[int], kind: str = "activation") -> tuple[str, ...]:
@@ -33,12 +34,13 @@ def roles(shape: Sequence[int], kind: str = "activation") -> tuple[str, ...]:
         if kind in VIDEO_KINDS or (
             kind == "input" and (shape[-1] in COLOURS or shape[1] in COLOURS or shape[0] in COLOURS)
         ):
-            return _video4(shape)
+            return _video4(shape, kind)
         if shape[2] == shape[3] or (shape[1] > shape[3] and shape[1] > 2 * shape[2] and shape[2] > 16):
             return ("b", "c", "h", "w")
         return ("b", "n", "a", "d") if shape[2] < shape[1] else ("b", "a", "n", "d")
     if n == 3:
-        return _video3(shape) if kind in VIDEO_KINDS else ("b", "n", "d")
+        picture = kind == "input" and shape[0] == 3 and min(shape[1:]) >= 16
+        return _video3(shape) if kind in VIDEO_KINDS or picture else ("b", "n", "d")
     if n == 2:
         return ("n", "d")
     return ("n",) if n == 1 else tuple("x" * n)
@@ -51,7 +53,10 @@ def kind_of(ev: Evidence) -> str:
     """The evidence's kind; "picture" for an activation of a convolutional module, whose axis 1 is the channels."""
     if ev.kind not in {"activation", "input", "output"} or ev.reference.ndim != 4:
         return ev.kind
-    kernels = any(v is not None and v.ndim >= 4 for pair in ev.parameters.values() for v in pair)
+    channels = ev.reference.shape[1]
+    kernels = any(
+        v is not None and v.ndim >= 4 and channels in v.shape[:2] for pair in ev.parameters.values() for v in pair
+    )
     return "picture" if kernels or any(op.name in PICTURE_OPS for op in ev.ref_ops) else ev.kind
 
 
@@ -64,10 +69,12 @@ def _video5(shape: Sequence[int], kind: str) -> tuple[str, ...]:
     return ("b", "c", "f", "h", "w")
 
 
-def _video4(shape: Sequence[int]) -> tuple[str, ...]:
-    if shape[-1] in COLOURS and shape[1] not in COLOURS:
+def _video4(shape: Sequence[int], kind: str) -> tuple[str, ...]:
+    # latents have no three channels, and a picture has some size
+    colours = (4,) if kind == "latent" else COLOURS
+    if shape[-1] in colours and shape[1] not in colours:
         return ("f", "h", "w", "c")
-    if shape[1] in COLOURS and shape[0] not in COLOURS:
+    if shape[1] in colours and shape[0] not in colours and shape[2] * shape[3] >= SMALLEST_PICTURE:
         return ("f", "c", "h", "w")
     return ("c", "f", "h", "w")
 

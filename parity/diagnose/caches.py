@@ -13,6 +13,7 @@ from parity.diagnose.renoised import HYPOTHESES as RENOISED
 from parity.diagnose.roles import close, comparable, confidence, distinct, fitted, like_reference, limit, noise
 from parity.diagnose.rotary import arrangements, as_pairs, bands, pairings, same_table, turn
 from parity.diagnose.rotations import runs
+from parity.diagnose.slices import is_memory
 from parity.diagnose.slots import rows_of, slot_axes, slot_map
 from parity.diagnose.solvers import step_of
 from parity.diagnose.state_indices import index, kept_frames
@@ -39,6 +40,8 @@ def stale(ev: Evidence) -> Iterable[Explanation]:
         now, then = moved[axis]
         place = ", ".join(f"{name} {at}" for name, at in coords.items())
         class_id, why = _whose(ev, axis, now, then)
+        if class_id == "K5" and axis in ("branch", "cfg") and (_given(ev) or (now is not None and now < then)):
+            class_id, why = "C1", "the condition of the other guidance branch is given"
         text = f"P equals the reference's value at {place}: {why}"
         residual = ev.residual(value)
         sure = 0.9 if ev.r.numel() >= 4 else 0.7
@@ -46,6 +49,11 @@ def stale(ev: Evidence) -> Iterable[Explanation]:
             text, residual, confidence(ev, residual, sure), {"axis": axis, "here": now, "there": then}, class_id
         )
         return
+
+
+def _given(ev: Evidence) -> bool:
+    """Say whether the record was handed to the model from outside, so that no state of the model is in it."""
+    return ev.kind == "input" and ev.module in ("model", "")
 
 
 def _varied(x: Tensor) -> bool:
@@ -201,6 +209,10 @@ def cache_length(ev: Evidence) -> Iterable[Explanation]:
         return
     axis = apart[0]
     if not ev.reference.is_floating_point():  # masks and frame numbers have their own tests
+        return
+    if is_memory(ev):
+        text = f"a convolution remembers {ev.port.shape[axis]} frames where the reference remembers {ev.reference.shape[axis]}"
+        yield Explanation(text, 0.0, 0.95, {"axis": axis}, "V2")
         return
     ours, theirs = rows_of(ev.r, axis), rows_of(ev.p, axis)
     n, m = len(ours), len(theirs)

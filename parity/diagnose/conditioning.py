@@ -31,6 +31,9 @@ from .fits import (
     scalar_fit,
     sure,
 )
+from .framing import HYPOTHESES as FRAMING
+from .origins import HYPOTHESES as ORIGINS
+from .origins import reference_around
 from .prompts import HYPOTHESES as PROMPTS
 from .resizing import HYPOTHESES as RESIZING
 from .terms import HYPOTHESES as TERMS
@@ -139,6 +142,8 @@ def _sibling(ev: Evidence, site: str) -> tuple[str, str]:
     same_list = ".in." in site and re.sub(r"\d+$", "#", site) == re.sub(r"\d+$", "#", ev.site)
     if same_list:
         return "D3", ": the parts are in another order"
+    if ev.kind == "kv":
+        return "V2" if ev.reference.ndim == 5 else "K1", ": the slots are counted otherwise"
     shape, parent = ev.reference.shape, ev.site.rpartition(".")[0]
     if len(shape) == 3 and shape[1] == 1 and parent and site.rpartition(".")[0] == parent:
         return "W5", ": the vectors of the modulation are exchanged"
@@ -198,9 +203,10 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def inverted_mask(ev: Evidence) -> Iterator[Explanation]:
-    """Two-valued R with P == (low + high) − R: the mask's meaning is reversed (C5; A2 for a mask record)."""
+    """Two-valued R with P == (low + high) − R: the mask's meaning is reversed (C5; A2 for a mask record), also of some channels only."""
     if not comparable(ev, 4):
         return
+    yield from _inverted_channels(ev)
     if len(torch.unique(ev.r.reshape(-1)[sample_index(ev.r.numel(), 512)])) > 2:
         return
     values = torch.unique(ev.r.reshape(-1))
@@ -210,6 +216,50 @@ def inverted_mask(ev: Evidence) -> Iterator[Explanation]:
     if residual is not None:
         text = f"P is the mask inverted: {number(float(values[0]))} and {number(float(values[1]))} exchanged"
         yield Explanation(text, residual, sure(ev, residual, 0.97), {}, "A2" if ev.kind == "mask" else "C5")
+
+
+def _inverted_channels(ev: Evidence) -> Iterator[Explanation]:
+    """The differences are confined to some entries of one axis, which hold zeros and ones on both sides, exchanged."""
+    if ev.r.ndim < 3 or ev.kind not in {"input", "latent"} or len(torch.unique(ev.r)) <= 2:
+        return
+    for axis, size in enumerate(ev.r.shape):
+        hit = (ev.d.abs() > 1e-6).movedim(axis, 0).reshape(size, -1).any(1)
+        indices = torch.nonzero(hit).reshape(-1)
+        if not 0 < len(indices) < size or len(indices) != int(indices[-1] - indices[0]) + 1:
+            continue
+        r, p = ev.r.index_select(axis, indices), ev.p.index_select(axis, indices)
+        if set(torch.unique(r).tolist()) == {0.0, 1.0} and float((p + r - 1).abs().max()) <= 1e-6:
+            text = f"entries {_run(indices.tolist())} of axis {axis} are a mask, inverted: 0 and 1 exchanged"
+            yield Explanation(text, 0.0, 0.97, {"axis": axis, "entries": indices.tolist()}, "C5")
+            return
+
+
+def given_frames(ev: Evidence) -> Iterator[Explanation]:
+    """R is a video of one fill value but for some given frames; in P these are missing or stand elsewhere (C5)."""
+    if not comparable(ev, 64) or ev.r.ndim not in (4, 5):
+        return
+    axis = axis_of("f", ev.r.shape, "latent" if ev.r.ndim == 4 else ev.kind)
+    if axis is None or ev.r.shape[axis] < 4:
+        return
+    r, p = (x.movedim(axis, 0).reshape(x.shape[axis], -1) for x in (ev.r, ev.p))
+    (ours, fill), (theirs, other) = _given(r), _given(p)
+    if fill is None or other is None or fill != other or not 0 < len(ours) <= len(r) // 2 or ours == theirs:
+        return
+    if all(torch.equal(p[i], r[i]) for i in theirs if i in ours) and set(theirs) < set(ours):
+        gone = sorted(set(ours) - set(theirs))
+        text = f"the given frames {gone} of {len(r)} are missing: P has the fill value {number(fill)} there"
+        yield Explanation(text, 0.0, 0.96, {"missing": gone, "fill": fill}, "C5")
+        return
+    if len(ours) == len(theirs) and all(torch.equal(r[i], p[j]) for i, j in zip(ours, theirs, strict=True)):
+        text = f"the given frames stand at {theirs} instead of {ours}, the others hold the fill value {number(fill)}"
+        yield Explanation(text, 0.0, 0.96, {"reference": ours, "port": theirs, "fill": fill}, "C5")
+
+
+def _given(frames: Tensor) -> tuple[list[int], float | None]:
+    """Return which frames hold more than one value, and the one value of all others (None when they have several)."""
+    plain = (frames == frames[:, :1]).all(1)
+    values = torch.unique(frames[plain, 0]) if bool(plain.any()) else frames.new_zeros(0)
+    return torch.nonzero(~plain).reshape(-1).tolist(), float(values[0]) if len(values) == 1 else None
 
 
 def slice_filled(ev: Evidence) -> Iterator[Explanation]:
@@ -276,26 +326,43 @@ def sampled(ev: Evidence) -> Iterator[Explanation]:
                         )
                         yield Explanation(text, residual, sure(ev, residual, 0.97), {"operation": op.name})
                         return
-    for name, moments in ev.inputs.items() if ev.r.numel() >= 64 else ():
-        if moments.ndim != ev.r.ndim or not moments.is_floating_point():
-            continue
-        doubled = [i for i in range(ev.r.ndim) if moments.shape[i] == 2 * ev.r.shape[i]]
-        if len(doubled) != 1 or any(moments.shape[i] != ev.r.shape[i] for i in range(ev.r.ndim) if i not in doubled):
-            continue
-        mean, log_variance = as_float64(moments).chunk(2, dim=doubled[0])
-        a, b = grouped_affine(ev.r, mean, doubled)
-        if float(torch.linalg.vector_norm(ev.r - a * mean - b)) > 1e-3 * float(torch.linalg.vector_norm(ev.r)):
-            continue
-        z = ev.d / (a * (0.5 * log_variance.clamp(-30, 20)).exp())
-        spread, centre = float(z.std()), float(z.mean())
-        kurtosis = float(((z - centre) ** 4).mean()) / max(spread, 1e-12) ** 4
-        if 0.9 < spread < 1.1 and abs(centre) < 0.1 and 2.5 < kurtosis < 3.6:
-            text = (
-                f"P is a sample of the posterior {name} where R is its mode: (P − R)/std has mean "
-                f"{centre:.3f} and std {spread:.3f}"
-            )
-            yield Explanation(text, 0.05, 0.93, {"std": spread, "input": name})
-            return
+    for name, moments in ({**ev.inputs, **reference_around(ev)} if ev.r.numel() >= 64 else {}).items():
+        for r, d in _differing_block(ev):
+            yield from _posterior(name, moments, r, d)
+
+
+def _differing_block(ev: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
+    """R and P − R; and of that the run of entries of one axis outside which nothing differs (latents beside a mask)."""
+    yield ev.r, ev.d
+    for axis in range(ev.r.ndim):
+        hit = torch.nonzero((ev.d.abs() > 1e-6).movedim(axis, 0).flatten(1).any(1)).reshape(-1)
+        length = int(hit[-1] - hit[0]) + 1 if len(hit) else 0
+        if 0 < length < ev.r.shape[axis]:
+            yield ev.r.narrow(axis, int(hit[0]), length), ev.d.narrow(axis, int(hit[0]), length)
+
+
+def _posterior(name: str, moments: Tensor, r: Tensor, d: Tensor) -> Iterator[Explanation]:
+    """R is an affine map of the mean in `moments` (mean and log-variance), and P − R has its deviation."""
+    if moments.ndim == r.ndim + 1 and moments.shape[0] == 1:
+        moments = moments[0]
+    if moments.ndim != r.ndim or not moments.is_floating_point():
+        return
+    doubled = [i for i in range(r.ndim) if moments.shape[i] == 2 * r.shape[i]]
+    if len(doubled) != 1 or any(moments.shape[i] != r.shape[i] for i in range(r.ndim) if i not in doubled):
+        return
+    mean, log_variance = as_float64(moments).chunk(2, dim=doubled[0])
+    a, b = grouped_affine(r, mean, doubled)
+    if float(torch.linalg.vector_norm(r - a * mean - b)) > 1e-3 * float(torch.linalg.vector_norm(r)):
+        return
+    z = d / (a * (0.5 * log_variance.clamp(-30, 20)).exp())
+    spread, centre = float(z.std()), float(z.mean())
+    kurtosis = float(((z - centre) ** 4).mean()) / max(spread, 1e-12) ** 4
+    if 0.9 < spread < 1.1 and abs(centre) < 0.1 and 2.5 < kurtosis < 3.6:
+        text = (
+            f"P is a sample of the posterior {name} where R is its mode: (P − R)/std has mean {centre:.3f} "
+            f"and std {spread:.3f}"
+        )
+        yield Explanation(text, 0.05, 0.93, {"std": spread, "input": name})
 
 
 def branch_of_batch(ev: Evidence) -> Iterator[Explanation]:
@@ -327,9 +394,12 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("other_record", "C2", other_record, 0.9),
     Hypothesis("final_norm", "C2", final_norm, 0.5),
     Hypothesis("inverted_mask", "C5", inverted_mask, 0.95),
+    Hypothesis("given_frames", "C5", given_frames, 0.9),
     Hypothesis("slice_filled", "C5", slice_filled, 0.6),
     Hypothesis("sampled_posterior", "C9", sampled, 0.7),
+    *ORIGINS,
     *PROMPTS,
     *RESIZING,
+    *FRAMING,
     *TERMS,
 )

@@ -57,6 +57,8 @@ class Evidence:
     settings: scalar attributes and arguments of the aligned module: name -> (reference, port), e.g. {"eps": (1e-6, 1e-5)}.
     ref_ops, port_ops: the operations that each side ran between the last agreeing record and this one (may be empty).
     earlier: the reference's own values of the same site at other coordinates (stale, frozen or shifted state): key -> tensor.
+    weights: the reference's parameters of all modules, by full name.
+    port_sites: every site recorded on the port's side.
     table: errors of all compared records in order: (site, coords, relative error, floor); says which frames/steps/branches are hit.
     detour: what the port recorded between the last record that is where the reference has it and this one: (site, kind, value).
     overflow: the first later site at which the deployed port is not finite and the reference is.
@@ -80,6 +82,8 @@ class Evidence:
     ref_ops: Sequence[Op] = ()
     port_ops: Sequence[Op] = ()
     earlier: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    port_sites: Sequence[str] = ()
     table: Sequence[tuple[str, Mapping[str, int], float, float]] = ()
     detour: Sequence[tuple[str, str, Tensor]] = ()
     overflow: str = ""

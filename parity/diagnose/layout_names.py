@@ -145,13 +145,32 @@ def _name_single(ev: Evidence, axis: int, role: str, structure: Structure, text:
         return _name_channels(text, leaf, size)
     if last and role == "d":
         return _name_features(ev, structure, text, size)
+    if role == "n" and size in {2, 3, 6, 9} and _vectors_of_a_table(ev, size):
+        return Naming(f"{text}: the vectors of a modulation", "W5")
     if role == "n":
         return _name_tokens(ev, structure, text)
+    if role == "b" and _guided_in_passes(ev):
+        return Naming(f"{text}: what the conditions are made of is in another order", "C5", 0.95)
     if role == "b" and leaf.kind in {"digits", "interleave", "deinterleave"}:
         return Naming(f"{text}: batch and frames folded in another order", "V6", 0.97)
+    if role == "f" and "chunk" in ev.coords and ev.kind != "frame":
+        return Naming(f"{text}: frames of one chunk", "V2", 0.95)
     by_role = {"f": "V1", "b": "C1", "a": "W3", "h": "V11", "w": "V11"}
     trust = {"f": 0.85, "b": 0.9, "a": 0.9}.get(role, 0.95)
     return Naming(text, by_role.get(role, "V11"), trust)
+
+
+def _vectors_of_a_table(ev: Evidence, size: int) -> bool:
+    """Whether the module has a table of as many vectors of this width."""
+    shape = (size, ev.reference.shape[-1])
+    return any(v is not None and tuple(v.shape[-2:]) == shape for pair in ev.parameters.values() for v in pair)
+
+
+def _guided_in_passes(ev: Evidence) -> bool:
+    """Whether the record comes before a loop that runs the branches of guidance one after the other: its batch is none of them."""
+    if "step" in ev.coords:
+        return False
+    return any(ev.ref_at(site, {"step": 0, axis: 1}) is not None for site in ev.sites for axis in ("branch", "cfg"))
 
 
 def _name_channels(text: str, leaf: Structure, size: int) -> Naming:
@@ -164,11 +183,14 @@ def _name_channels(text: str, leaf: Structure, size: int) -> Naming:
 
 def _name_features(ev: Evidence, structure: Structure, text: str, size: int) -> Naming:
     leaf = structure.leaf
-    if leaf.kind in {"deinterleave", "interleave"}:
+    if leaf.kind in {"deinterleave", "interleave"} and structure.kind != "blocks":
         harmless = "harmless if queries, keys and the cache use the same order"
         return Naming(f"{text}: a rotary layout, {harmless}", "W4", 0.95, ev.reference.ndim >= 3)
     if structure.kind == "roll" and 2 * abs(structure.shift) == size:
         return Naming(text, "T2" if ev.reference.ndim <= 2 else "W5", 0.9)
+    square = leaf.kind in {"digits", "interleave", "deinterleave"} and len(set(leaf.sizes)) == 1
+    if structure.kind == "blocks" and square:
+        return Naming(f"{text}: rows and columns of a patch", "V5", 0.93)
     if structure.kind in {"roll", "blocks"}:
         return Naming(text, "W5" if structure.count in {2, 6} else "W3", 0.85)
     if leaf.kind == "digits":

@@ -34,7 +34,7 @@ def describe(keep_r: Tensor, keep_p: Tensor) -> Change | None:
     keep_r, keep_p = keep_r.expand(shape), keep_p.expand(shape)
     if keep_r.numel() < 2 or torch.equal(keep_r, keep_p):
         return None
-    for change in (_extremes, _causal, _nothing, _rolled, _edges, _padding, _few_extra):
+    for change in (_extremes, _causal, _nothing, _rolled, _shards, _edges, _padding, _few_extra):
         found = change(keep_r, keep_p)
         if found is not None:
             return found
@@ -135,6 +135,25 @@ def _rolled(r: Tensor, p: Tensor) -> Change | None:
     return None
 
 
+def _shards(r: Tensor, p: Tensor) -> Change | None:
+    """D3: every query of the reference sees every key, of the port only those of its own part of the tokens."""
+    if r.dim() < 2 or r.shape[-2] < 4 or not bool(r.all()):
+        return None
+    rows = p.reshape(-1, *p.shape[-2:])
+    if not bool((rows == rows[0]).all()):
+        return None
+    parts = [rows[0][0]]
+    for row in rows[0]:
+        if not torch.equal(row, parts[-1]):
+            parts.append(row)
+    seen = torch.stack(parts).sum(0)
+    first = [int(part.int().argmax()) for part in parts]
+    if len(parts) < 2 or not bool((seen == 1).all()) or first != sorted(first):
+        return None
+    text = f"the tokens are attended in {len(parts)} parts, each query sees its own part only: shards that were not exchanged"
+    return Change("D3", text, {"parts": len(parts), "starts": first}, 0.96)
+
+
 def _edges(r: Tensor, p: Tensor) -> Change | None:
     """A11: rows see one contiguous window; its lower or upper end moved by one number of keys in all rows that can show it."""
     if r.dim() < 2 or r.shape[-2] < 3:
@@ -179,6 +198,8 @@ def _padding(r: Tensor, p: Tensor) -> Change | None:
     extra, missing = rows_p & ~rows_r, rows_r & ~rows_p
     if bool(extra.any()) and bool(missing.any()):
         return None
+    if r.dim() >= 2 and bool((r == r[..., :1, :]).all()) and not bool((p == p[..., :1, :]).all()):
+        return None  # another question for each query is no padding
     if not bool(missing.any()) and r.dim() >= 2 and r.shape[-2] > 1:
         never = ~r.any(-2, keepdim=True).expand_as(r)
         if not bool(((p & ~r) & ~never).any()):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
 from parity.diagnose.position_ids import position_ids
-from parity.diagnose.roles import close, comparable, fitted, like_reference, memo, noise
+from parity.diagnose.roles import close, comparable, fitted, like_reference, limit, memo, noise
 from parity.diagnose.rotary import Arrangement, Pairing, arrangements, as_pairs, from_pairs, pairings, turn
 from parity.diagnose.rotations import Story, stories
 
@@ -267,8 +267,17 @@ def _unit_stories(
 ) -> Iterator[tuple[str, Explanation]]:
     kept, place = _distinct_columns(zr, zp)
     for story in stories(zr[:, kept], zp[:, kept], max(1e-6, 3 * noise(ev))):
-        for explanation in _explain(ev, back(story.table[:, place]), story, best):
+        table = story.table[:, place]
+        explained = list(_explain(ev, back(table), story, best)) or list(_together(ev, zr, zp, table, story))
+        for explanation in explained:
             yield story.name, explanation
+
+
+def _together(ev: Evidence, zr: Tensor, zp: Tensor, table: Tensor, story: Story) -> Iterator[Explanation]:
+    """Judge a story on cosine and sine at once: of small angles the cosine alone holds hardly more than rounding."""
+    residual = float(torch.linalg.vector_norm(zp - table) / torch.linalg.vector_norm(zp - zr))
+    if not ev.reference.is_complex() and residual <= limit(ev):
+        yield Explanation(story.text, residual, 0.9 * story.best, dict(story.parameters), story.class_id)
 
 
 def _distinct_columns(zr: Tensor, zp: Tensor) -> tuple[Tensor, Tensor]:

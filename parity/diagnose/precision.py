@@ -55,7 +55,7 @@ def rounded(ev: Evidence) -> Iterator[Explanation]:
         few_levels = (
             len(torch.unique(narrow.reshape(-1)[sample_index(narrow.numel(), 4096)])) <= 256 < narrow.numel() // 2
         )
-        if 0.1 < size < 60 and exact > 0.02 and _unbiased(ev) and not few_levels:
+        if 0.1 < size < 60 and exact > 0.02 and (exact > 0.3 or _unbiased(ev)) and not few_levels:
             text = (
                 f"the {side}'s values all lie on the {name} grid and the {other}'s do not: computed in {name} "
                 f"({exact:.0%} of them are the exact rounding, error {number(ev.error)})"

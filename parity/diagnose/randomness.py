@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
-from parity.diagnose.roles import close, comparable, fitted, noise
+from parity.diagnose.roles import close, comparable, fitted, like_reference, noise
 
 KINDS = ("latent", "input", "activation", "output")
 RANDOM_OPS = (
@@ -117,7 +117,7 @@ def noise_dtype(ev: Evidence) -> Iterable[Explanation]:
     """S2: N(0, 1) noise rounded to bf16 or fp16, P = bf16(R): drawn in, or cast to, another dtype."""
     if ev.kind not in ("latent", "input") or not ev.same_shape or ev.error <= ev.floor or ev.r.numel() < FEWEST:
         return
-    if not ev.reference.is_floating_point() or not looks_normal(ev.r):
+    if not ev.reference.is_floating_point() or not looks_normal(ev.r) or _made_of_others(ev):
         return
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         for low, high, who in ((ev.p, ev.r, "the port"), (ev.r, ev.p, "the reference")):
@@ -125,6 +125,14 @@ def noise_dtype(ev: Evidence) -> Iterable[Explanation]:
                 text = f"{who}'s noise is the other side's rounded to {name}: it is drawn in, or cast to, that dtype"
                 yield Explanation(text, 0.0, 0.98, {"dtype": name}, "S2")
                 return
+
+
+def _made_of_others(ev: Evidence) -> bool:
+    """Say whether R follows a tensor that went in: the result of a step, no fresh draw."""
+    r = ev.r.flatten()
+    return any(
+        abs(float((r * x.flatten()).sum())) > 0.3 * float(r.norm() * x.norm()) for _, x in like_reference(ev)[:8]
+    )
 
 
 def reused_draw(ev: Evidence) -> Iterable[Explanation]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -100,13 +100,13 @@ def constant_condition(ev: Evidence) -> Iterator[Explanation]:
     if not comparable(ev, 8) or ev.kind not in ("input", "activation"):
         return
     calls = list(_calls(ev))
-    wrong = [(r, p) for r, p, same in calls if not same]
-    right = [r for r, _, same in calls if same]
+    wrong = [(r, p) for _, r, p, same in calls if not same]
+    right = [r for _, r, _, same in calls if same]
     if len(wrong) < 2 or not all(torch.equal(p, wrong[0][1]) for _, p in wrong):
         return
     constant = "zeros" if not bool(wrong[0][1].any()) else "the same values"
     rows = _one_row(wrong[0][1])
-    if right and _no_order([same for _, _, same in calls]):
+    if right and _no_order([(coords, same) for coords, _, _, same in calls]):
         text = f"at {len(wrong)} of {len(calls)} calls, in no order, {constant} stand for the condition: it is dropped at random, as in training"
         yield Explanation(text, 0.0, 0.93, {"calls": len(calls), "dropped": len(wrong)}, "N8")
     elif not right and (rows or len({tuple(r.flatten()[:16].tolist()) for r, _ in wrong}) > 1):
@@ -114,21 +114,25 @@ def constant_condition(ev: Evidence) -> Iterator[Explanation]:
         yield Explanation(text, 0.0, 0.85, {"calls": len(calls)}, "C1")
 
 
-def _calls(ev: Evidence) -> Iterator[tuple[Tensor, Tensor, bool]]:
+def _calls(ev: Evidence) -> Iterator[tuple[Mapping[str, int], Tensor, Tensor, bool]]:
     for site, coords, _, floor in list(ev.table)[:64]:  # the table may be of another run: what is random differs there
         r, p = ev.ref_at(site, coords), ev.port_at(site, coords)
         if site == ev.site and r is not None and p is not None and r.shape == p.shape == ev.reference.shape:
             left, right = as_float64(r), as_float64(p)
-            yield left, right, relative_error(right, left) <= max(floor, 1e-6)
+            yield coords, left, right, relative_error(right, left) <= max(floor, 1e-6)
 
 
 def _one_row(value: Tensor) -> bool:
     return value.dim() >= 2 and value.shape[-2] > 1 and bool((value == value[..., :1, :]).all())
 
 
-def _no_order(same: list[bool]) -> bool:
-    """Whether right and wrong calls come mixed: neither a first part nor a last one."""
-    return sum(a != b for a, b in itertools.pairwise(same)) >= 2
+def _no_order(calls: list[tuple[Mapping[str, int], bool]]) -> bool:
+    """Whether right and wrong calls come mixed: neither a first part nor a last one, nor the calls of one branch."""
+    for axis in calls[0][0]:
+        right, wrong = ([coords.get(axis) for coords, same in calls if same == which] for which in (True, False))
+        if not set(right) & set(wrong) and len(set(right + wrong)) < len(calls):
+            return False
+    return sum(a != b for (_, a), (_, b) in itertools.pairwise(calls)) >= 2
 
 
 HYPOTHESES = (

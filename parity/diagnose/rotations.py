@@ -43,7 +43,7 @@ def stories(zr: Tensor, zp: Tensor, tolerance: float) -> Iterator[Story]:
         return
     found = list(bands(zr))
     told = False
-    for kind in (_constant_offset, _columns, _constant_frequencies, _positions, _frequencies, _rounded):
+    for kind in (_constant_offset, _columns, _constant_frequencies, _positions, _sections, _frequencies, _rounded):
         for story in kind(zr, zp, found, tolerance):
             if float((story.table - zp).abs().square().mean().sqrt()) <= max(tolerance, 0.0):
                 yield story
@@ -179,6 +179,24 @@ def _positions(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) -> I
     if said:
         name, class_id = classes[0]
         yield Story(name, class_id, "; ".join(said), table, parameters)
+
+
+def _sections(zr: Tensor, zp: Tensor, found: list[Band], tolerance: float) -> Iterator[Story]:
+    """P3: some columns keep their frequency and take the positions of another axis: the head is split elsewhere among the axes."""
+    table, moved = zr.clone(), []
+    for band in found:
+        for place, column in enumerate(band.columns.tolist()):
+            if same_table(zp[:, column], zr[:, column], tolerance):
+                continue
+            options = [torch.exp(1j * other.positions * band.omega[place]) for other in found if other is not band]
+            best = min(options, key=lambda one: float((one - zp[:, column]).abs().max()), default=None)
+            if best is None or not same_table(zp[:, column], best, tolerance):
+                return
+            table[:, column] = best
+            moved.append(column)
+    if moved:
+        text = f"{len(moved)} of {zr.shape[1]} columns ({runs(torch.tensor(sorted(moved)))}) keep their frequency and take the position of another axis: the head is split elsewhere among the axes"
+        yield Story("position axes", "P3", text, table, {"columns": sorted(moved)}, 0.97)
 
 
 def _rule(ours: Tensor, theirs: Tensor, others: list[Tensor]) -> tuple[str, str, str, Tensor, dict[str, Any]] | None:

@@ -39,6 +39,7 @@ RANGES = {  # (a, b) of P = aR + b -> what was left out or done twice (C8)
     (127.5, 0.0): "the port's values are 127.5 times the reference's",
     (1 / 127.5, 0.0): "the port's values are the reference's divided by 127.5",
 }
+NORMS = {"native_layer_norm", "rms_norm", "_fused_rms_norm", "native_group_norm"}
 LATENT_SCALES = (0.18215, 0.13025, 0.3611, 0.476986)
 
 
@@ -163,6 +164,8 @@ def affine(ev: Evidence) -> Iterator[Explanation]:
         known = next(
             (why for (x, y), why in RANGES.items() if near(a, x, 5e-3) and abs(b - y) < 5e-3 * max(1, abs(y))), ""
         )
+        byte = any(near(a, unit, 1e-3) for unit in (255, 127.5, 1 / 255, 1 / 127.5))
+        known = known or ("the range of bytes on one side only" if byte else "")
         class_id = "C8" if known else "C10" if ev.kind in {"latent", "input", "frame"} else "C8"
         text = f"P is {number(a)}·R {'+' if b >= 0 else '−'} {number(abs(b))}{': ' + known if known else ''}"
         yield Explanation(
@@ -244,6 +247,8 @@ def _per_index(ev: Evidence, residual: float, axis: int, a: Tensor, b: Tensor, p
     if recognised is not None:
         class_id, why = recognised
         class_id = "W1" if class_id == "C10" and ev.kind == "weight" else class_id
+        if class_id == "C10" and any(op.name in NORMS for op in ev.ref_ops):
+            class_id = "N5"  # the norm's own gain and bias, not the statistics of latents
         return Explanation(
             f"P is R with a factor{'' if pure else ' and an offset'} per index of {where}: {why}",
             residual,

@@ -38,7 +38,7 @@ def flow_table(sigmas: Tensor) -> FlowTable | None:
     """Fit a shifted linear schedule to σ in (0, 1], leaving out a closing zero; None when the table is not one."""
     values = sigmas[:-1] if len(sigmas) > 3 and float(sigmas[-1]) == 0.0 else sigmas
     if (
-        len(values) < 4
+        len(values) < 3
         or float(values.min()) <= 0
         or float(values.max()) > 1.0 + 1e-6
         or not bool((values.diff() < 0).all())
@@ -60,6 +60,9 @@ def flow_table(sigmas: Tensor) -> FlowTable | None:
             low += third
     shift = math.exp((low + high) / 2)
     found = _flow(values, shift)
+    if len(values) == 3:  # three values fit some schedule always: only a round shift is one that somebody chose
+        tidy = _flow(values, round(shift * 2) / 2) if shift > 0.4 else found
+        return tidy if tidy.error < 1e-5 else None
     for simple in (float(round(shift)), round(shift * 100) / 100):
         if simple > 0 and abs(shift - simple) < 2e-3 * shift:
             tidy = _flow(values, simple)

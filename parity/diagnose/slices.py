@@ -101,6 +101,11 @@ def _other_length(ev: Evidence, r: Tensor, p: Tensor, axis: int) -> Iterator[Exp
             continue
         side = "last" if start == 0 else "first"
         if m < n:
+            lost = r.narrow(axis, m if start == 0 else 0, n - m)
+            known = _lost_part(ev, lost, axis, n, m)
+            if known is not None:
+                yield known
+                return
             text = f"P lacks the {side} {n - m} of {n} entries of {where}, the others are equal"
         else:
             extra = p.narrow(axis, short if start == 0 else 0, m - n)
@@ -115,10 +120,43 @@ def _other_length(ev: Evidence, r: Tensor, p: Tensor, axis: int) -> Iterator[Exp
         return
 
 
+def _lost_part(ev: Evidence, lost: Tensor, axis: int, n: int, m: int) -> Explanation | None:
+    """What the port lacks is padding (C3), the result of something that it never runs (N5), or the rest of a tile (V4)."""
+    values = {"axis": axis, "reference": n, "port": m}
+    role = roles(ev.reference.shape, kind_of(ev))[axis]
+    if role == "n" and not bool(lost.any()) and n - m > 1:
+        text = f"the rows that P lacks are zero: the text is padded to {m} rows instead of {n}"
+        return Explanation(text, 0.0, 0.96, values, "C3")
+    if role in {"h", "w"} and _other_tile(ev, axis, m):
+        text = f"P is one tile of R ({m} of {n} entries of {axis_name(axis, ev.r.shape, kind_of(ev))}), the next call has another"
+        return Explanation(text, 0.0, 0.96, values, "V4")
+    for site in ev.sites:
+        value = ev.ref_at(site, ev.coords)
+        if value is None or value.shape != lost.shape or ev.port_at(site, ev.coords) is not None:
+            continue
+        if _close(as_float64(value), lost, ev) is not None:
+            text = f"what P lacks is the reference's {site}, which the port never computes"
+            return Explanation(text, 0.0, 0.97, {**values, "record": site}, "N5")
+    return None
+
+
+def _other_tile(ev: Evidence, axis: int, length: int) -> bool:
+    """Whether the port's next call at this site has another window of the same reference value."""
+    for name in ("call", "chunk", "tile"):
+        value = ev.port_at(ev.site, {**ev.coords, name: ev.coords.get(name, 0) + 1})
+        if value is None or tuple(value.shape) != tuple(ev.port.shape):
+            continue
+        tile = as_float64(value)
+        for start in range(1, ev.r.shape[axis] - length + 1):
+            if _close(tile, ev.r.narrow(axis, start, length), ev) is not None:
+                return True
+    return False
+
+
 def _length_class(ev: Evidence, axis: int) -> str:
     role = roles(ev.reference.shape, kind_of(ev))[axis]
     if ev.kind == "kv":
-        return "K3"
+        return "V2" if is_memory(ev) else "K3"
     if ev.kind == "schedule":
         return "T5"
     if ev.kind == "mask":

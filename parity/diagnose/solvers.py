@@ -63,6 +63,18 @@ def step_of(ev: Evidence) -> tuple[Tensor, Tensor, float, float, str] | None:
     return memo(ev, "solver step", build)
 
 
+def surviving_history(ev: Evidence) -> Iterable[Explanation]:
+    """T7: a latent is right in every earlier request and wrong in a later one: solver state survives from request to request."""
+    request = ev.coords.get("request", 0)
+    if ev.kind != "latent" or not comparable(ev) or request < 1 or not ev.table:
+        return
+    before = [row for row in ev.table if row[1].get("request", request) < request]
+    here = [row for row in before if row[1].get("step") == ev.coords.get("step")]
+    if here and all(error <= floor for _, _, error, floor in before):
+        text = f"{len(before)} values of earlier requests are right, request {request} is not: solver history survives from one request to the next"
+        yield Explanation(text, 0.5, 0.97, {"request": request, "right": len(before)}, "T7")
+
+
 def solver_step(ev: Evidence) -> Iterable[Explanation]:
     """T4, T8: R = x + (σ' − σ)·v. P is in the plane of x and v too: sign, x0 reading, or another step; or it leaves the plane."""
     step = step_of(ev)
@@ -161,7 +173,7 @@ def _plain_step_in_port(ev: Evidence) -> Iterator[Explanation]:
     """T4: R is no combination of two tensors around it, P is x + c·v: a plain Euler step in place of the reference's solver."""
     if not comparable(ev) or ev.kind not in ("latent", "output") or ev.reference.numel() < 64 or ev.error < 5e-3:
         return
-    pool = like_reference(ev)[:8]
+    pool = [*like_reference(ev)[:8], *list(_earlier(ev))[-1:]]  # a step begins at the latent before
     for (_, a), (_, b) in combinations(pool, 2):
         found = _combination(ev, ev.p, [a, b], agreement(ev) * 0.1)
         if found is None or float(found.abs().min()) < 1e-6:

@@ -15,10 +15,12 @@ from parity.diagnose.roles import (
     surroundings,
 )
 from parity.diagnose.schedules import ROUNDINGS, FlowTable, flow_table
-from parity.diagnose.solvers import parametrisation, solver_rounding, solver_step
+from parity.diagnose.solvers import parametrisation, solver_rounding, solver_step, surviving_history
 from parity.diagnose.time_embeddings import embedding_halves, time_embedding
 
 SMALL_TABLE = 4096
+WHOLE = {"truncated": torch.floor, "rounded": torch.round, "rounded up": torch.ceil}
+FIRST_TIME = 1e-3  # the smallest time of a model that was trained on a thousand
 
 
 def _table(ev: Evidence) -> bool:
@@ -57,6 +59,24 @@ def time_rounding(ev: Evidence) -> Iterable[Explanation]:
         if torch.equal(change(ev.p), ev.r) and not torch.equal(ev.p, ev.r):
             sentence = f"the reference's time is {text} before use and the port's is not"
             yield Explanation(sentence, 0.0, 0.97, {"rounding": text, "side": "reference"}, "T1")
+            return
+
+
+def whole_times(ev: Evidence) -> Iterable[Explanation]:
+    """T1: both tables are the sigmas around them in thousandths, made whole in two ways (truncated, rounded)."""
+    if not _table(ev) or not ev.same_shape or ev.r.dim() != 1 or float(ev.d.abs().max()) != 1.0 or ev.r.numel() < 3:
+        return
+    for name, table in surroundings(ev):
+        if not table.is_floating_point() or table.dim() != 1 or not 0 <= table.numel() - ev.r.numel() <= 1:
+            continue
+        exact = 1000.0 * as_float64(table)[: ev.r.numel()]
+        how = [next((n for n, f in WHOLE.items() if torch.equal(f(exact), side)), None) for side in (ev.r, ev.p)]
+        if None not in how and how[0] != how[1]:
+            text = f"the timesteps are the sigmas ({name}) {how[1]} to whole thousandths where the reference has them {how[0]}"
+            number = int((ev.d != 0).sum())
+            yield Explanation(
+                f"{text}: {number} of {ev.r.numel()} differ by one", 0.0, 0.95, {"rounding": how[1]}, "T1"
+            )
             return
 
 
@@ -142,7 +162,8 @@ def _known_shift(ev: Evidence) -> float | None:
 
 def _named_shift(ours: FlowTable, theirs: FlowTable) -> Explanation | None:
     s, k = ours.shift, theirs.shift
-    same_ends = abs(ours.first - theirs.first) < 1e-3 and abs(ours.last - theirs.last) < 2e-4 + 1e-3 * ours.last
+    slack = 1e-4 if s == k else 1e-3  # an end point is as sure as the shift
+    same_ends = abs(ours.first - theirs.first) < slack and abs(ours.last - theirs.last) < 2e-4 + 1e-3 * ours.last
     values: dict[str, object] = {"reference": s, "port": k}
     if same_ends and not math.isclose(s, k, rel_tol=5e-3):
         if math.isclose(k, s * s, rel_tol=2e-2):
@@ -162,8 +183,12 @@ def _named_shift(ours: FlowTable, theirs: FlowTable) -> Explanation | None:
         values |= {"ends_reference": (ours.first, ours.last), "ends_port": (theirs.first, theirs.last)}
         last_twice = abs(theirs.last - shifted(ours.last)) < 2e-3 + 1e-2 * theirs.last
         first_twice = abs(theirs.first - shifted(ours.first)) < 1e-3
-        if last_twice and first_twice and abs(s - 1) > 1e-2:
-            text = f"the end points of the table were shifted before the table was: shift {s:g} counts twice"
+        upper = abs(theirs.first - shifted(ours.first)) < 0.05 * abs(theirs.first - ours.first)
+        lower = abs(theirs.last - shifted(FIRST_TIME)) < 1e-3 * theirs.last < abs(ours.last - theirs.last)
+        if abs(s - 1) > 1e-2 and ((last_twice and first_twice) or upper or (lower and first_twice)):
+            which = "end points" if last_twice and first_twice else "upper end point" if upper else "lower end point"
+            were = "were" if which == "end points" else "was"
+            text = f"the {which} of the table {were} shifted before the table was: shift {s:g} counts twice"
             return Explanation(text, 0.0, 0.94, values, "T3")
         ends = f"{theirs.first:.5g} … {theirs.last:.5g} instead of {ours.first:.5g} … {ours.last:.5g}"
         return Explanation(f"the schedule has other end points before the shift: {ends}", 0.0, 0.93, values, "T5")
@@ -252,6 +277,7 @@ def neighbour_step(ev: Evidence) -> Iterable[Explanation]:
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("timestep rounding", "T1", time_rounding, 0.8),
+    Hypothesis("whole timesteps", "T1", whole_times, 0.8),
     Hypothesis("time unit", "T6", time_unit, 0.9),
     Hypothesis("sigma shift", "T3", sigma_shift, 0.8),
     Hypothesis("table ends", "T5", table_ends, 0.7),
@@ -259,6 +285,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("time embedding", "T2", time_embedding, 0.75),
     Hypothesis("embedding halves", "T2", embedding_halves, 0.85),
     Hypothesis("solver step", "T4", solver_step, 0.6),
+    Hypothesis("surviving history", "T7", surviving_history, 0.6),
     Hypothesis("solver rounding", "T9", solver_rounding, 0.6),
     Hypothesis("parametrisation", "T8", parametrisation, 0.5),
 )

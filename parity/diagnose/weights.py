@@ -45,6 +45,10 @@ def missing(ev: Evidence) -> Iterator[Explanation]:
                     {"equals": name},
                 )
                 return
+    for name, other in ev.weights.items():
+        if tuple(other.shape) == tuple(ev.r.shape) and ev.r.ndim >= 2 and ev.residual(as_float64(other)) < 1e-6:
+            yield Explanation(f"P is the reference's {name}: tied or mapped wrongly", 0.0, 0.95, {"equals": name})
+            return
     flat = ev.p.reshape(-1)
     if bool((flat == 1).all()) and float(ev.r.std()) > 0:
         yield Explanation(
@@ -209,7 +213,7 @@ def in_parameters(ev: Evidence) -> Iterator[Explanation]:
 
 def diagnose_one(ev: Evidence, name: str, ref: Tensor, port: Tensor) -> tuple[Hypothesis, Explanation] | None:
     """The best explanation of one parameter pair, or None."""
-    pair = Evidence(ref, port, site=name, kind="weight", module=ev.module, parameters=ev.parameters)
+    pair = Evidence(ref, port, site=name, kind="weight", module=ev.module, parameters=ev.parameters, weights=ev.weights)
     found: list[tuple[float, Hypothesis, Explanation]] = []
     for hypothesis in ALL_TESTS:
         for explanation in hypothesis.test(pair):

@@ -24,6 +24,7 @@ ROOMS = (
     ("case",),
     ("discover", "align", "upcast", "layouts"),
     ("floors", "matching"),
+    ("module_state",),
     ("weight_pairs",),
     ("judge", "infer", "locate"),
     ("benign",),

@@ -104,7 +104,7 @@ class OpLog(TorchDispatchMode):
 
     def watch(self, record: Record) -> None:
         """Open windows after their first record, close them at their last, and stop the run when all are closed."""
-        around = frames_around()
+        around = _around(record)
         self.functions.update(frame.function for frame in around)
         if record.key in self._starts:
             self.calls.setdefault(record.key, around)
@@ -156,7 +156,7 @@ class CallLog:
         self.functions: set[str] = set()
 
     def watch(self, record: Record) -> None:
-        around = frames_around()
+        around = _around(record)
         self.functions.update(frame.function for frame in around)
         if record.key == self.wanted:
             self.calls = around
@@ -200,6 +200,10 @@ def find_departure(ref_steps: Sequence[Step], port_steps: Sequence[Step], diverg
     """Return where the port's operations leave the reference's."""
     port = _frontier(port_steps, _values_of(ref_steps), diverging)
     reference = _frontier(ref_steps, _values_of(port_steps), None)
+    if port is None and reference is None:  # every number is known: another order, or another choice of what is known
+        ordered = _values_of(ref_steps, ordered=True)
+        port = _frontier(port_steps, ordered, diverging, moves=True)
+        reference = _frontier(ref_steps, _values_of(port_steps, ordered=True), None, moves=True) if port else None
     if port is None and reference is not None:
         return Departure(None, reference, f"the port has no counterpart of {describe_op(reference)}")
     return Departure(port, reference)
@@ -211,8 +215,8 @@ def unknown_steps(steps: Sequence[Step], others: Sequence[Step]) -> set[int]:
     return {i for i, step in enumerate(steps) if not all(known.has(t) for t in step.op.outputs)}
 
 
-def _values_of(steps: Sequence[Step]) -> _Values:
-    return _Values([t for step in steps for t in (*step.op.inputs, *step.op.outputs)])
+def _values_of(steps: Sequence[Step], ordered: bool = False) -> _Values:
+    return _Values([t for step in steps for t in (*step.op.inputs, *step.op.outputs)], ordered)
 
 
 def describe_op(op: Op) -> str:
@@ -240,14 +244,17 @@ def compact(value: Tensor) -> str:
     return f"{names.get(dtype, dtype)}[{','.join(map(str, value.shape))}]"
 
 
-def _frontier(steps: Sequence[Step], known: _Values, diverging: Tensor | None) -> Op | None:
-    """Return the first operation with known inputs and an unknown output from which the diverging value follows through unknown ones."""
+def _frontier(steps: Sequence[Step], known: _Values, diverging: Tensor | None, moves: bool = False) -> Op | None:
+    """Return the first operation with known inputs and an unknown output from which the diverging value follows through unknown ones.
+
+    moves: operations that only move numbers count too.
+    """
     good = [all(known.has(t) for t in step.op.outputs) for step in steps]
     cone = sorted(_cone(steps, good, diverging))
     ready = [
         steps[i].op
         for i in cone
-        if steps[i].op.name not in _MOVES
+        if (moves or steps[i].op.name not in _MOVES)
         and all(known.has(t) or m is None or good[m] for t, m in zip(steps[i].op.inputs, steps[i].makers, strict=True))
     ]
     if ready:
@@ -276,19 +283,23 @@ def _cone(steps: Sequence[Step], good: Sequence[bool], diverging: Tensor | None)
 
 
 class _Values:
-    """A set of tensors, up to layout and rounding: order-free sums and a second moment against a fixed function of the value."""
+    """A set of tensors, up to layout and rounding: order-free sums and a second moment against a fixed function of the value.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    ordered: also against a fixed function of the place, so that another order is another value.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], ordered: bool = False) -> None:
+        self.ordered = ordered
         self.prints: dict[int, list[tuple[float, ...]]] = {}
         for t in tensors:
-            self.prints.setdefault(t.numel(), []).append(_moments(t))
+            self.prints.setdefault(t.numel(), []).append(_moments(t, ordered))
 
     def has(self, value: Tensor) -> bool:
-        mine = _moments(value)
+        mine = _moments(value, self.ordered)
         return any(_near(mine, other) for other in self.prints.get(value.numel(), ()))
 
 
-def _moments(value: Tensor) -> tuple[float, ...]:
+def _moments(value: Tensor, ordered: bool = False) -> tuple[float, ...]:
     if value.numel() == 0 or value.is_meta:
         return (0.0, 0.0, 0.0, 0.0)
     wide = (torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).detach().double().flatten()
@@ -296,7 +307,11 @@ def _moments(value: Tensor) -> tuple[float, ...]:
     scale = float(wide.abs().max()) or 1.0
     unit = wide / scale
     n = math.sqrt(unit.numel())
-    return (scale, float(unit.sum()) / n, float(unit.square().sum()) / n, float(torch.sin(3.7 * unit).sum()) / n)
+    found = (scale, float(unit.sum()) / n, float(unit.square().sum()) / n, float(torch.sin(3.7 * unit).sum()) / n)
+    if not ordered:
+        return found
+    place = torch.arange(unit.numel(), dtype=torch.float64, device=unit.device)
+    return (*found, float((unit * torch.sin(1.0 + 0.7 * place)).sum()) / n)
 
 
 def _near(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
@@ -357,6 +372,15 @@ def frames_around(most: int = 24) -> tuple[Frame, ...]:
             found.append(Frame(f"{name}:{frame.f_lineno}", text, f"{name}:{first}"))
         frame = frame.f_back  # type: ignore[assignment]
     return tuple(found)
+
+
+def _around(record: Record) -> tuple[Frame, ...]:
+    """Return the calls around a record, with the one that has just returned it as the innermost."""
+    around = frames_around()
+    if not record.function or record.function.startswith(_SKIPPED):
+        return around
+    file, _, line = record.function.rpartition(":")
+    return (Frame(record.function, linecache.getline(file, int(line)).strip(), record.function), *around)
 
 
 def own_frame(frames: Sequence[Frame], common: Collection[str]) -> Frame | None:

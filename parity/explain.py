@@ -201,7 +201,9 @@ def _with_operation(culprit: Culprit, divergence: Divergence, window: Window) ->
     elif departure.reference is not None:
         detail += f" at {_relative(departure.reference.source)}: {departure.reference.code}"
     # An operation inside a function that both sides run was given something else by the port's own code around it.
-    frame = own_frame(shown.frames if shown else (), window.common) or own_frame(window.calls, window.common)
+    steps = [shown, *(step.op for step in reversed(window.port_steps))] if shown else []
+    stacks = [*(op.frames for op in steps), window.calls]
+    frame = next((own for stack in stacks if (own := own_frame(stack, window.common)) is not None), None)
     if frame is None and shown is None:
         frame = next(iter(window.calls), None)
     if frame is not None and shown is not None and frame.source != shown.source:
@@ -251,7 +253,7 @@ def _goes_on(divergence: Divergence, runs: Runs) -> str | None:
     earlier = runs.reference.records[: record.order] if record is not None else ()
     last = next((partner for r in reversed(earlier) if (partner := runs.port.get(r.key)) is not None), None)
     start = last.order + 1 if last is not None else 0
-    return next((r.key for r in runs.port.records[start:] if r.role != "state"), None)
+    return runs.port.records[start].key if start < len(runs.port) else None
 
 
 def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows: Sequence[Row]) -> Evidence | None:

@@ -52,7 +52,7 @@ _PARAMETER: Mapping[str, Any] = {"shape": list, "dtype": str, "stats": dict}
 def record_to_json(record: Record) -> dict[str, Any]:
     """Return a record as JSON values, without its sketch."""
     item = dataclasses.asdict(dataclasses.replace(record, sketch=None))
-    item.pop("sketch")
+    item.pop("sketch"), item.pop("function")  # a path of this machine
     return item
 
 

@@ -59,7 +59,8 @@ class Record:
 
     site: the point of the computation (in the reference's names when the capture had a name map). coords: axis -> index, in nesting
     order. module: path of the innermost module that was running, whose code made the value (for an input: the caller). role: "in", "out", "function", "state" or "static". origin: the
-    site's own name before a name map renamed it. layout: the einops pattern that was applied, if any.
+    site's own name before a name map renamed it. layout: the einops pattern that was applied, if any. function: where the code that returned the
+    value begins ("file:line"; not stored).
     """
 
     site: str
@@ -75,6 +76,7 @@ class Record:
     role: str = "out"
     origin: str = ""
     layout: str = ""
+    function: str = field(default="", compare=False)
 
     @cached_property
     def key(self) -> str:

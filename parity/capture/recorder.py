@@ -74,6 +74,7 @@ class Recorder:
         self._counts: Counter[tuple[str, tuple[tuple[str, int], ...]]] = Counter()
         self._stack = ExitStack()
         self._paused = 0
+        self._returned = ""  # where the code begins whose result is being recorded
 
     def __enter__(self) -> Recorder:
         try:
@@ -129,6 +130,7 @@ class Recorder:
                 role=role,
                 origin=origin if origin != target.site else "",
                 layout=layout,
+                function=self._returned,
             )
             if self.sink is not None:
                 self.sink.write(record, tensor)
@@ -197,9 +199,11 @@ class Recorder:
     def _after(self, probe: Modules, site: str, observed: bool, module: nn.Module, args: Any, result: Any) -> Any:
         if self._paused:
             return None
+        self._returned = _begins(module.forward)
         new = (
             self._many(site, result, _kind(probe, site, "activation"), "out") if observed and probe.outputs else result
         )
+        self._returned = ""
         if self.modules and self.modules[-1] == site:
             self.modules.pop()
             self._turns.pop()
@@ -226,13 +230,14 @@ class Recorder:
                 args, kwargs = bound.args, bound.kwargs
             result = function(*args, **kwargs)
             call = Call(call.args, result, self.coords)
+            self._returned = _begins(function)
             for probe in group:
                 if isinstance(probe, Function):
                     call = Call(call.args, self._record_result(probe, call), self.coords)
             self._read_states(group, call, before=False)
             return call.result
         finally:
-            self.coords = outer
+            self.coords, self._returned = outer, ""
 
     def _enter_scope(self, probe: Scope, call: Call) -> None:
         key = (probe.axis, tuple(self.coords.items()))
@@ -293,6 +298,12 @@ class Recorder:
             return label
         module = self.modules[-1] if self.modules else ""
         return label.replace("{module}", module) if module else label.replace("{module}.", "").replace("{module}", "")
+
+
+def _begins(function: Callable[..., Any]) -> str:
+    """Return where the code of a function begins, as "file:line"; nothing for what is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
 
 
 def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:

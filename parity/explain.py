@@ -128,9 +128,35 @@ def _look(
     for upcast in (True, False):
         values, port = (runs.precise, runs.isolated or runs.port) if upcast else (runs.reference, runs.port)
         keys = [key for key, double in wanted.items() if double == upcast and key in values and key in port]
-        if keys:
-            found |= _windows(case, setting, values, port, keys, inject, order, upcast)
+        if not keys:
+            continue
+        near = _windows(case, setting, values, port, keys, inject, order, upcast)
+        first = next(iter(wanted))
+        if first in near and not _made_in(near[first], values, first):  # it was made before the last agreeing record
+            wide = _windows(case, setting, values, port, [first], inject, order, upcast, wide=True)
+            near |= {key: window for key, window in wide.items() if _made_in(window, values, key)}
+        found |= near
     return found
+
+
+def _made_in(window: Window, values: Trace, key: str) -> bool:
+    """Tell whether both windows hold the operation that made their side's value of a record."""
+    sides = (
+        (window.ref_steps, values.tensor(key)),
+        (window.port_steps, window.port.tensor(key) if window.port is not None else None),
+    )
+    return all(value is not None and _makes(steps, value) for steps, value in sides)
+
+
+def _makes(steps: Sequence[Step], value: Tensor) -> bool:
+    flat = value.flatten()
+    return any(
+        t.numel() == flat.numel()
+        and t.dtype == flat.dtype
+        and torch.allclose(t.flatten(), flat, rtol=1e-9, atol=0.0, equal_nan=True)
+        for step in steps
+        for t in step.op.outputs
+    )
 
 
 def _windows(
@@ -142,12 +168,16 @@ def _windows(
     inject: Inject | None,
     order: Relabel,
     upcast: bool,
+    wide: bool = False,
 ) -> dict[str, Window]:
-    """Log the operations before each of `keys`, both sides continuing from `values` after every record."""
+    """Log the operations before each of `keys`, both sides continuing from `values` after every record.
+
+    wide: from the start of the module call that made the record, not from the last agreeing record before it.
+    """
     found: dict[str, tuple[OpLog, SideRun]] = {}
     closing = frozenset(keys)
     for which, change in (("reference", None), ("port", inject)):
-        log = OpLog({key: _before(key, values, port_trace, which) for key in keys})
+        log = OpLog({key: _before(key, values, port_trace, which, wide) for key in keys})
         try:
             side = run_side(
                 case,
@@ -179,12 +209,36 @@ def _windows(
     }
 
 
-def _before(key: str, reference: Trace, port: Trace, which: str) -> str | None:
-    """Return the last record before `key` that both sides have, in the order of the side that will be logged."""
+def _before(key: str, reference: Trace, port: Trace, which: str, wide: bool = False) -> str | None:
+    """Return the last record before `key` that both sides have, in the order of the side that will be logged.
+
+    wide: the last argument of the module whose code made the record.
+    """
     own, other = (reference, port) if which == "reference" else (port, reference)
     record = own.get(key)
     earlier = own.records[: record.order] if record is not None else ()
-    return next((r.key for r in reversed(earlier) if r.key in other and r.role != "state"), None)
+    if wide and record is not None:
+        entry = [r for r in earlier if r.role == "in" and r.site.startswith(f"{record.module}.in.")]
+        return next((r.key for r in reversed(entry) if r.key in other and not _together(r, record)), None)
+    return next(
+        (
+            r.key
+            for r in reversed(earlier)
+            if r.key in other and r.role != "state" and not (record is not None and _together(r, record))
+        ),
+        None,
+    )
+
+
+def _together(a: Record, b: Record) -> bool:
+    """Tell whether two records are parts of one argument list or of one result, written down at the same moment: nothing happened between them."""
+    return (
+        a.role == b.role
+        and a.role in ("in", "out", "function")
+        and a.coords == b.coords
+        and a.site.rpartition(".")[0] == b.site.rpartition(".")[0]
+        and (a.role == "in" or (a.site.rpartition(".")[2] + b.site.rpartition(".")[2]).isdigit())
+    )
 
 
 def _with_operation(culprit: Culprit, divergence: Divergence, window: Window) -> Culprit:

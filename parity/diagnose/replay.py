@@ -7,6 +7,7 @@ edited port equals the reference, the edit is the bug.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -15,11 +16,15 @@ import torch
 from torch import Tensor
 
 from .evidence import Evidence, Op, as_float64
-from .fits import cached
+from .fits import accept, allowance, cached
 
-MOST_OPS = 160
+MOST_OPS = 800  # of a log, and 160 of them that lead to the value
 MOST_ELEMENTS = 20_000_000  # over all replays of one side
 MOST_EDITS = 120
+ACTIVATIONS = frozenset(
+    ["silu", "gelu", "relu", "sigmoid", "tanh", "elu", "leaky_relu", "mish", "softplus", "hardtanh"]
+)
+NORMS = frozenset(["native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm", "rms_norm"])
 RANDOM = frozenset(
     ["bernoulli", "normal", "randn", "randn_like", "rand", "rand_like", "uniform", "native_dropout", "exponential"]
 )
@@ -37,16 +42,18 @@ class Chain:
         self.end = end
         self.shape = tuple(shape)
         self.links = [[_maker(ops, i, k) for k in range(len(op.inputs))] for i, op in enumerate(ops)]
-        self.cone = self._cone()
+        self.cone = sorted({end[0]} | self.before(end[0]))
 
-    def _cone(self) -> list[int]:
-        found, todo = {self.end[0]}, [self.end[0]]
+    def before(self, i: int) -> set[int]:
+        """Return the operations that an operation's inputs come from, directly or not."""
+        found: set[int] = set()
+        todo = [i]
         while todo:
             for link in self.links[todo.pop()]:
                 if link is not None and link[0] not in found:
                     found.add(link[0])
                     todo.append(link[0])
-        return sorted(found)
+        return found
 
     def run(self, edits: Mapping[int, Edit]) -> Tensor | None:
         """Return the final value, in float64, when these operations give `edit(their inputs)` instead; None when that cannot be run."""
@@ -119,22 +126,34 @@ def _build(ev: Evidence, side: str) -> Chain | None:
             ):
                 try:
                     built = Chain(ops, (i, k), wanted.shape)
-                    return built if built.faithful() else None
+                    return built if len(built.cone) <= 160 and built.faithful() else None
                 except (RuntimeError, TypeError, ValueError, IndexError):
                     return None
     return None
 
 
 def _maker(ops: Sequence[Op], i: int, k: int) -> tuple[int, int] | None:
-    """Return which output of which earlier operation an input is: the one that made it, if it still has that value."""
-    op = ops[i]
+    """Return which output of which earlier operation an input is: the one that made it, if it still has that value; else the last one that
+    made these numbers (a recorded value goes on as a copy).
+    """
+    op, value = ops[i], ops[i].inputs[k]
     maker = op.makers[k] if k < len(op.makers) else None
-    if maker is None or not 0 <= maker < i:
+    if maker is not None and 0 <= maker < i:
+        for j, output in enumerate(ops[maker].outputs):
+            if output.shape == value.shape and output.dtype == value.dtype and torch.equal(output, value):
+                return maker, j
+    if maker is not None or value.numel() < 4 or not value.is_floating_point() or value.is_complex():
         return None
-    value = op.inputs[k]
-    for j, output in enumerate(ops[maker].outputs):
-        if output.shape == value.shape and output.dtype == value.dtype and torch.equal(output, value):
-            return maker, j
+    first = float(value.flatten()[0])
+    for m in range(i - 1, -1, -1):
+        for j, output in enumerate(ops[m].outputs):
+            alike = output.shape == value.shape and output.dtype == value.dtype
+            if (
+                alike
+                and abs(float(output.flatten()[0]) - first) <= CLOSE * max(1.0, abs(first))
+                and _same(output.double(), value.double())
+            ):
+                return m, j
     return None
 
 
@@ -144,12 +163,34 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def bypasses(chain: Chain) -> Iterator[tuple[int, int, Edit]]:
-    """Yield (operation, input, edit): the operation is left out and one of its inputs goes on in its place."""
+    """Yield (operation, input, edit): the operation is left out and one of its inputs goes on in its place, spread out if it is smaller."""
+    for spread in (False, True):
+        for i in reversed(chain.cone):
+            op = chain.ops[i]
+            for k, x in enumerate(op.inputs if op.outputs else ()):
+                if _takes_place(x, op.outputs[0], spread):
+                    yield i, k, partial(_kept, k, op.outputs)
+
+
+def detours(chain: Chain) -> Iterator[tuple[int, int, Edit]]:
+    """Yield (first operation, last operation, edit): a stretch is left out, and what went into its first operation comes out of its last."""
     for i in reversed(chain.cone):
         op = chain.ops[i]
-        for k, x in enumerate(op.inputs if op.outputs else ()):
-            if x.shape == op.outputs[0].shape and x.dtype == op.outputs[0].dtype and not torch.equal(x, op.outputs[0]):
-                yield i, k, partial(_kept, k, op.outputs[1:])
+        if not op.outputs or not op.outputs[0].is_floating_point():
+            continue
+        for j in sorted(chain.before(i), reverse=True):
+            for x in chain.ops[j].inputs:
+                if _takes_place(x, op.outputs[0], spread=False):
+                    yield j, i, partial(_instead, x, op.outputs[1:])
+
+
+def _takes_place(x: Tensor, output: Tensor, spread: bool) -> bool:
+    if x.dtype != output.dtype or not x.is_floating_point():
+        return False
+    if not spread:
+        return x.shape == output.shape and not torch.equal(x, output)
+    small = x.shape != output.shape and x.numel() > 1 and x.dim() <= output.dim()
+    return small and all(a in (1, b) for a, b in zip(reversed(x.shape), reversed(output.shape), strict=False))
 
 
 def exchanges(chain: Chain) -> Iterator[tuple[int, tuple[int, int], Edit]]:
@@ -170,8 +211,12 @@ def signs(chain: Chain) -> Iterator[tuple[int, Edit]]:
             yield i, partial(_summed, -alpha if op.name == "add" else alpha)
 
 
-def _kept(k: int, rest: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
-    return [given[k], *rest]
+def _kept(k: int, outputs: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    return [given[k].expand(outputs[0].shape), *outputs[1:]]
+
+
+def _instead(value: Tensor, rest: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    return [value, *rest]
 
 
 def _exchanged(parts: Sequence[Tensor], a: int, b: int, given: Sequence[Tensor]) -> list[Tensor]:
@@ -182,3 +227,35 @@ def _exchanged(parts: Sequence[Tensor], a: int, b: int, given: Sequence[Tensor])
 
 def _summed(alpha: float, given: Sequence[Tensor]) -> list[Tensor]:
     return [torch.add(given[0], given[1], alpha=alpha)]
+
+
+def attempt(graph: Chain, edits: Mapping[int, Edit]) -> Tensor | None:
+    """Run a chain with edits; None when the rest of the operations cannot take what they give."""
+    try:
+        return graph.run(edits)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None
+
+
+def residual_of(ev: Evidence, value: Tensor | None, side: str) -> float | None:
+    """Share of the difference that an edited value leaves, when it is small enough."""
+    if value is None or not bool(torch.isfinite(value).all()):
+        return None
+    if side == "ref":
+        return accept(ev, value)
+    whole = float(torch.linalg.vector_norm(ev.d))
+    residual = float(torch.linalg.vector_norm(value - ev.r)) / whole if whole > 0 else float("inf")
+    return residual if residual <= allowance(ev) else None
+
+
+def parameters_of(ev: Evidence) -> list[Tensor]:
+    """Return the floating parameters and buffers of the culprit module, of both sides."""
+    return [t for pair in ev.parameters.values() for t in pair if t is not None and t.is_floating_point()]
+
+
+def describe(op: Op) -> str:
+    """Return an operation in words, with its line."""
+    kind = "the activation" if op.name in ACTIVATIONS else "the norm" if op.name in NORMS else "the operation"
+    place = re.sub(r"^.*/(?=[^/]+/[^/]+$)", "", op.source)
+    where = f" at {place}: {op.code}" if op.source else ""
+    return f"{kind} {op.name}{where}"

@@ -40,7 +40,7 @@ def stale(ev: Evidence) -> Iterable[Explanation]:
         now, then = moved[axis]
         place = ", ".join(f"{name} {at}" for name, at in coords.items())
         class_id, why = _whose(ev, axis, now, then)
-        if class_id == "K5" and axis in ("branch", "cfg") and (_given(ev) or (now is not None and now < then)):
+        if class_id == "K5" and axis in ("branch", "cfg") and _given(ev):
             class_id, why = "C1", "the condition of the other guidance branch is given"
         text = f"P equals the reference's value at {place}: {why}"
         residual = ev.residual(value)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .axes import kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import cached, comparable, noise_level
 from .matching import as_rows, match_rows
@@ -71,8 +72,11 @@ def part_of_other(ev: Evidence) -> Iterator[Explanation]:
         if len(apart) != 1:
             continue
         axis, length = apart[0], ev.p.shape[apart[0]]
-        for start in range(value.shape[axis] - length + 1):
-            if _same(ev, value.narrow(axis, start, length), ev.p):
+        parts = [value.narrow(axis, start, length) for start in range(value.shape[axis] - length + 1)]
+        if any(_same(ev, part, ev.r) for part in parts):
+            continue  # R is a part of it too: a question of which
+        for start, part in enumerate(parts):
+            if _same(ev, part, ev.p):
                 text = f"P is entries {start}..{start + length - 1} of axis {axis} of {site}, not its own value"
                 class_id = "C5" if ev.kind == "latent" else "C2"
                 yield Explanation(text, 0.0, 0.95, {"record": site, "axis": axis, "start": start}, class_id)
@@ -81,7 +85,9 @@ def part_of_other(ev: Evidence) -> Iterator[Explanation]:
 
 def mixed_channels(ev: Evidence) -> Iterator[Explanation]:
     """Each channel of P is a channel of R or of a tensor beside it: a fused projection is cut apart in another order (W3)."""
-    if not comparable(ev, 64) or ev.r.ndim < 2 or not 4 <= ev.r.shape[-1] <= 8192:
+    if not comparable(ev, 64) or ev.r.ndim < 2 or not 4 <= ev.r.shape[-1] <= 8192 or ev.kind == "rope":
+        return
+    if roles(ev.r.shape, kind_of(ev))[-1] != "d":
         return
     last = (ev.r.ndim - 1,)
     pool = {ev.site: ev.r} | {s: v for s, v in reference_around(ev).items() if v.shape == ev.r.shape}
@@ -92,6 +98,9 @@ def mixed_channels(ev: Evidence) -> Iterator[Explanation]:
     match = match_rows(as_rows(ev.p, last), rows, tolerance=1e-5 + 6 * noise_level(ev))
     if match is None or not match.complete:
         return
+    alone = match_rows(as_rows(ev.p, last), as_rows(ev.r, last), tolerance=1e-5 + 6 * noise_level(ev))
+    if alone is not None and alone.complete:
+        return  # an order of R's own channels
     source = [names[i] for i in (match.index // ev.r.shape[-1]).tolist()]
     used = list(dict.fromkeys(source))
     if len(used) < 2 or source.count(ev.site) == 0:

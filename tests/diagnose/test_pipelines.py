@@ -84,6 +84,8 @@ def test_a_condition_in_place_of_noise() -> None:
     assert (name, class_id, found.parameters["start"]) == ("part_of_other", "C5", 4)
     almost = replace(ev, port=condition[4:] + 0.01 * normal(16, 3, 4, 6, seed=2))
     assert "part_of_other" not in named(almost, CONDITIONING)
+    slices = replace(ev, reference=condition[:16].clone())  # R is a part of it too
+    assert "part_of_other" not in named(slices, CONDITIONING)
 
 
 def test_the_state_of_another_layer() -> None:
@@ -110,6 +112,8 @@ def test_channels_of_a_fused_tensor_cut_in_another_order() -> None:
     assert top(ev, CONDITIONING)[:2] == ("mixed_channels", "W3")
     assert "mixed_channels" not in named(replace(ev, port=q[..., torch.arange(12).roll(3)]), CONDITIONING)
     assert "mixed_channels" not in named(replace(ev, port=0.5 * (q + k)), CONDITIONING)
+    picture = replace(ev, reference=q.reshape(1, 2, 1, 9, 12), port=fused[..., :12].reshape(1, 2, 1, 9, 12))
+    assert "mixed_channels" not in named(picture, CONDITIONING)  # columns are no channels
 
 
 def test_a_posterior_beside_a_mask() -> None:

@@ -43,7 +43,7 @@ def stories(zr: Tensor, zp: Tensor, tolerance: float) -> Iterator[Story]:
         return
     found = list(bands(zr))
     told = False
-    for kind in (_constant_offset, _columns, _constant_frequencies, _positions, _sections, _frequencies, _rounded):
+    for kind in (_constant_offset, _columns, _constant_frequencies, _positions, _sections, _rounded, _frequencies):
         for story in kind(zr, zp, found, tolerance):
             if float((story.table - zp).abs().square().mean().sqrt()) <= max(tolerance, 0.0):
                 yield story

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ def run_side(
                     move_weights(module, setting.seed, prefix)
             if upcast:
                 stack.enter_context(keep_double())
+                stack.enter_context(_eagerly())
             doing = f"{case.label}: running the {which}" + (" in float64" if upcast else "")
             recorder = Recorder(
                 side.probes(model),
@@ -121,8 +123,15 @@ def run_side(
 
 def _states(side: Side, model: Any, probes: Sequence[Probe]) -> dict[str, ModuleState]:
     """Return what the modules hold, by path; of a root that is observed under a name of its own, only what is its own."""
-    roots = {p.prefix + p.name: own_state(p.root) for p in probes if isinstance(p, Modules)}
+    roots = {p.prefix + p.root_name: own_state(p.root) for p in probes if isinstance(p, Modules)}
     return roots | states_of(side.modules(model))
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """In float64 the formula counts, not the kernel: what the port compiles runs as it is written (and is not compiled anew for every dtype)."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def reseating(case: Case, reference: Trace) -> Override | None:
@@ -165,9 +174,26 @@ def move_weights(module: torch.nn.Module, seed: int, prefix: str) -> None:
 
 
 def _fitting(wanted: Tensor | None, value: Tensor) -> Tensor | None:
-    if wanted is None or wanted.shape != value.shape or wanted.is_floating_point() != value.is_floating_point():
+    if wanted is None or wanted.is_floating_point() != value.is_floating_point():
         return None
-    return wanted.clone()
+    if wanted.shape != value.shape:
+        wanted = _shared(wanted, value)
+    return None if wanted is None else wanted.clone()
+
+
+def _shared(wanted: Tensor, value: Tensor) -> Tensor | None:
+    """Bring the reference's value to a shape that differs in axes of size one: the same for all, or the one that all have."""
+    if wanted.dim() != value.dim():
+        return None
+    for axis, (n, m) in enumerate(zip(wanted.shape, value.shape, strict=True)):
+        if m == 1 and n > 1:
+            first = wanted.narrow(axis, 0, 1)
+            if not torch.equal(wanted, first.expand_as(wanted)):
+                return None
+            wanted = first
+        elif n not in (1, m):
+            return None
+    return wanted.expand_as(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from parity.capture.probes import root_label
 from parity.matching import (
     NEAR,
     Layouts,
@@ -60,7 +61,8 @@ def infer_names(
     map, with the reference's value put in place of each that the map aligns. `tolerance` is what moments of equal values may be off by.
     """
     sides = Sides(reference, port, _firsts(reference), _firsts(port), tolerance)
-    ref_ran, port_ran = _ran(reference), _ran(port)
+    labels = tuple(root_label(name for name, _ in root.named_children()) for root in (ref_root, port_root))
+    ref_ran, port_ran = _ran(reference, labels[0]), _ran(port, labels[1])
     weights = match_weights(ref_root, port_root, ref_ran, port_ran)
     fused = {leaf: f for leaf, f in weights.fused.items() if _is_fused(leaf, f, sides)}
     modules = match_containers(weights, _can_run(ref_root), _can_run(port_root))
@@ -70,7 +72,7 @@ def infer_names(
     for site in sides.ports:
         if site in sides.refs and site not in fused and _plausible(site, modules):
             matches.add(site, site, "name")
-    match_modules(matches, modules, sides.refs, sides.ports)
+    match_modules(matches, modules, sides.refs, sides.ports, labels)
     match_templates(matches, list(sides.refs), [s for s in sides.ports if s not in fused])
     if (
         rerun is None or not modules
@@ -133,12 +135,16 @@ def _is_fused(leaf: str, fusion: Fusion, sides: Sides) -> bool:
 
 
 def match_modules(
-    matches: Matches, modules: Mapping[str, str], refs: Mapping[str, Record], ports: Mapping[str, Record]
+    matches: Matches,
+    modules: Mapping[str, str],
+    refs: Mapping[str, Record],
+    ports: Mapping[str, Record],
+    labels: tuple[str, ...] = ("model", "model"),
 ) -> None:
-    """Pair the sites of paired modules: outputs, inputs in order, and labels of functions that are equal."""
+    """Pair the sites of paired modules: outputs, inputs in order, and labels of functions that are equal. labels: what the roots are called."""
     by_module_ref, by_module_port = _by_module(refs), _by_module(ports)
     for port, ref in modules.items():
-        port, ref = port or "model", ref or "model"
+        port, ref = port or labels[1], ref or labels[0]
         left, right = by_module_ref.get(ref, []), by_module_port.get(port, [])
         for role in ("out", "in"):
             a = [r for r in left if r.role == role and r.site not in matches.taken]
@@ -147,9 +153,9 @@ def match_modules(
                 partner = _partner(p, a)
                 if partner is not None and matches.add(p.site, partner.site, "weights"):
                     a.remove(partner)
-        labels = {r.site.removeprefix(f"{ref}."): r for r in left if r.role in ("function", "state")}
+        called = {r.site.removeprefix(f"{ref}."): r for r in left if r.role in ("function", "state")}
         for p in right:
-            r = labels.get(p.site.removeprefix(f"{port}."))
+            r = called.get(p.site.removeprefix(f"{port}."))
             if r is not None and p.role == r.role:
                 matches.add(p.site, r.site, "weights")
 
@@ -223,9 +229,9 @@ def _firsts(trace: Trace) -> dict[str, Record]:
     return found
 
 
-def _ran(trace: Trace) -> set[str]:
-    """Return the paths of the modules that ran (the root has the empty path)."""
-    return {"" if module_of(record) == "model" else module_of(record) for record in trace}
+def _ran(trace: Trace, label: str) -> set[str]:
+    """Return the paths of the modules that ran (the root, called `label`, has the empty path)."""
+    return {"" if module_of(record) == label else module_of(record) for record in trace}
 
 
 def _by_module(records: Mapping[str, Record]) -> dict[str, list[Record]]:

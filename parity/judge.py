@@ -92,6 +92,13 @@ def lone_states(alignment: Alignment, reference: Trace, port: Trace) -> list[Div
     return list(found.values())
 
 
+def broadcast(r: Tensor, p: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return both values in their common shape when they differ in axes of size one only: a table for all samples, or one for each."""
+    if r.dim() != p.dim() or any(n != m and 1 not in (n, m) for n, m in zip(r.shape, p.shape, strict=True)):
+        return None
+    return torch.broadcast_tensors(r, p)  # type: ignore[return-value]
+
+
 def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
     """Return the reference's error against its higher-precision run, by key (floating records that both have)."""
     scales = _scales(reference, reference)
@@ -127,7 +134,13 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
     if r.device != p.device:  # a table that one side keeps on the host
         r, p = r.cpu(), p.cpu()
     if r.shape != p.shape:
-        return replace(row, diverged=True)
+        both = broadcast(r, p)
+        if both is None:
+            return replace(row, diverged=True)
+        (r, p), row = both, replace(row, how="broadcast")
+        wrong = _measure_floats(row, r, p, _scale_of(ref, scales), floors) if ref.is_float else row
+        if wrong.diverged or (not ref.is_float and bool(_differs(r, p).any())):
+            return replace(row, diverged=True)
     if r.numel() == 0:
         return replace(row, error=0.0, bitwise=True)
     if not ref.is_float:

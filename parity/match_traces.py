@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from parity.align import Pair
+from parity.capture.probes import root_label
 from parity.infer import match_containers, match_modules
 from parity.matching import (
     Layouts,
@@ -63,15 +64,17 @@ def _match_weights(
     matches: Matches, reference: Trace, port: Trace, loose_ref: Sequence[Record], loose_port: Sequence[Record]
 ) -> tuple[str, ...]:
     """Pair the sites of modules with equal weights. Returns a note on weights that only one side has."""
+    labels = root_label(reference.manifest.parameters), root_label(port.manifest.parameters)
+    ran = _ran(reference, labels[0]), _ran(port, labels[1])
     left, right = (
-        {name: print_of(one) for name, one in trace.manifest.parameters.items() if leaf_of(name) in ran}
-        for trace, ran in ((reference, _ran(reference)), (port, _ran(port)))
+        {name: print_of(one) for name, one in trace.manifest.parameters.items() if leaf_of(name) in paths}
+        for trace, paths in zip((reference, port), ran, strict=True)
     )
     if not (left and right):
         return ()
     found = pair_prints(left, right)
-    modules = match_containers(WeightMatch(leaves_of(found), {}), _ran(reference).__contains__, _ran(port).__contains__)
-    match_modules(matches, modules, _firsts(loose_ref), _firsts(loose_port))
+    modules = match_containers(WeightMatch(leaves_of(found), {}), ran[0].__contains__, ran[1].__contains__)
+    match_modules(matches, modules, _firsts(loose_ref), _firsts(loose_port), labels)
     alone = [n for n in left if n not in found.values()], [n for n in right if n not in found]
     if not any(alone):
         return ()
@@ -119,9 +122,9 @@ def _differs(
     return differs
 
 
-def _ran(trace: Trace) -> set[str]:
-    """Return the paths of the modules that ran (the root has the empty path)."""
-    return {"" if module_of(record) == "model" else module_of(record) for record in trace}
+def _ran(trace: Trace, label: str) -> set[str]:
+    """Return the paths of the modules that ran (the root, called `label`, has the empty path)."""
+    return {"" if module_of(record) == label else module_of(record) for record in trace}
 
 
 def _firsts(records: Sequence[Record]) -> dict[str, Record]:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from parity.capture import split_inputs
+from parity.capture.probes import root_label
 from parity.drilldown import describe_values, read_scalars, source_line, tensors_in
 from parity.errors import CaseError
 
@@ -131,9 +132,10 @@ def find_nonfinite(model: Any, inputs: Any) -> NonFinite | None:
     args, kwargs = split_inputs(inputs)
     watch = _Watch()
     with ExitStack() as stack, torch.no_grad():
+        label = root_label(n for n, _ in model.named_children()) if isinstance(model, nn.Module) else ""
         for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
             stack.callback(
-                module.register_forward_pre_hook(lambda m, a, p=path: watch.modules.append(p or "model")).remove
+                module.register_forward_pre_hook(lambda m, a, p=path: watch.modules.append(p or label)).remove
             )
             stack.callback(module.register_forward_hook(lambda m, a, r: _pop(watch.modules), always_call=True).remove)
         with watch:

@@ -6,7 +6,7 @@ function whose calls count an axis).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,22 +25,31 @@ class Call:
         return self.args[name]
 
 
+def root_label(names: Iterable[str]) -> str:
+    """Return what the root of a model is called among its modules (or weights): "model", or "root" where a child has that name."""
+    return "root" if any(name.partition(".")[0] == "model" for name in names) else "model"
+
+
 @dataclass(frozen=True)
 class Modules:
     """Inputs and outputs of the modules under `root` whose path matches `pattern` (a regular expression for the whole path).
 
-    Sites: `prefix + path` for an output, `<path>.in.<argument>` for inputs; the root itself is called `name`. `skip` leaves
+    Sites: `prefix + path` for an output, `<path>.in.<argument>` for inputs; the root itself is called `name` ("model" if it is not given, "root" where a child is called so). `skip` leaves
     modules out (by their path), or single arguments (`<path>.in.<argument>`).
     """
 
     root: nn.Module
     pattern: str = ".*"
     skip: str = ""
-    name: str = "model"
+    name: str = ""
     prefix: str = ""
     inputs: bool = True
     outputs: bool = True
     kinds: Mapping[str, str] = field(default_factory=dict)  # site pattern -> kind; default "activation" / "input"
+
+    @property
+    def root_name(self) -> str:
+        return self.name or root_label(child for child, _ in self.root.named_children())
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ class Recorder:
     def _attach_modules(self, probe: Modules) -> None:
         wanted, skipped = re.compile(probe.pattern), re.compile(probe.skip) if probe.skip else None
         for path, module in probe.root.named_modules():
-            site = probe.prefix + (path or probe.name)
+            site = probe.prefix + (path or probe.root_name)
             observed = bool(wanted.fullmatch(path)) and not (skipped and skipped.fullmatch(path))
             before = _untraced(functools.partial(self._before, probe, site, observed))
             after = _untraced(functools.partial(self._after, probe, site, observed))

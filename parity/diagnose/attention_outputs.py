@@ -110,8 +110,12 @@ def _row_kind(x: Tensor) -> Tensor:
 
 def _some_mask_hides_all(ev: Evidence) -> bool:
     """Say whether a mask near R has a row that is all of one value, so that it may hide every key."""
-    known = [v for _, v in surroundings(ev) if v.dtype == torch.bool and v.dim() >= 1]
-    return any(not bool(v.any(-1).all()) or bool(v.all(-1).any()) for v in known)
+    near = [*(v for _, v in surroundings(ev)), *(x for op in ev.port_ops for x in op.inputs if "attention" in op.name)]
+    known = [v for v in near if v.dtype == torch.bool and v.dim() >= 1]
+    if any(not bool(v.any(-1).all()) or bool(v.all(-1).any()) for v in known):
+        return True
+    additive = [v for v in near if v.is_floating_point() and v.dim() >= 2 and bool((v < -1e4).any())]
+    return any(bool(((v == 0) | (v < -1e4)).all()) and bool((v < -1e4).all(-1).any()) for v in additive)
 
 
 def mask_record(ev: Evidence) -> Iterable[Explanation]:

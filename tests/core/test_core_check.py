@@ -290,3 +290,65 @@ def test_layouts_are_found_from_the_values(pattern, sizes, shape):
 def test_layouts_need_the_same_number_of_elements():
     assert find_layout(noise(3, 4), noise(3, 5)) is None
     assert all("->" in pattern for pattern, _ in patterns((2, 3), (3, 2)))
+
+
+# -- forms of a run that change nothing ------------------------------------------------------------------------------
+
+
+class Shell(nn.Module):
+    """A model whose child is called `model`, as language models have it; tables may be given for one sample or for all."""
+
+    def __init__(self, model, samples=1, shift=0.0):
+        super().__init__()
+        self.model, self.table, self.head = model, Table(), nn.Linear(16, 3)
+        self.samples, self.shift = samples, shift
+
+    def forward(self, x):
+        places = torch.arange(x.shape[1])[None].expand(self.samples, -1)
+        return self.head(self.model(x + self.table(places + self.shift)))
+
+
+class Table(nn.Module):
+    def forward(self, places):
+        return torch.sin(places[..., None] * torch.arange(1, 17) / 7.0)
+
+
+def shells(**options):
+    torch.manual_seed(0)
+    reference = Shell(nn.Sequential(nn.Linear(16, 16), nn.GELU()))
+    return reference, copy_weights(reference, Shell(nn.Sequential(nn.Linear(16, 16), nn.GELU()), **options))
+
+
+def copy_weights(reference, port):
+    port.load_state_dict(reference.state_dict())
+    return port
+
+
+TOKENS = (noise(2, 5, 16),)
+
+
+def test_a_child_called_model_is_not_the_root():
+    reference, port = shells()
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = port
+
+        def forward(self, x):
+            return self.inner(x)
+
+    assert parity.check(reference, Outer(), TOKENS).verdict == "match"
+    rows = {row.site for row in parity.check(reference, port, TOKENS).rows}
+    assert {"root", "root.in.x", "model", "model.in.input"} <= rows
+
+
+def test_a_table_for_one_sample_or_for_all_is_the_same():
+    reference, port = shells(samples=2)
+    for pair in ((reference, port), (port, reference)):
+        result = parity.check(*pair, TOKENS)
+        assert result.verdict == "match"
+        assert {row.site for row in result.rows if row.how == "broadcast"} == {"table.in.places", "table"}
+    result = parity.check(*shells(samples=2, shift=1), TOKENS)
+    assert result.verdict == "diverged"
+    assert result.culprit.module == "root"

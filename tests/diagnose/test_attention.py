@@ -302,6 +302,11 @@ def test_fully_masked_rows() -> None:
     r = attend(Q, K, V, keep)
     p = r.nan_to_num(0.0)
     assert top(evidence(r, p, inputs={"m": keep}))[0] == "A4"
+    hidden = torch.where(keep, 0.0, -3e38).expand(B, 1, I, J).contiguous()
+    mean = r.nan_to_num(0.0) + torch.isnan(r) * V.mean(2, keepdim=True)
+    assert top(evidence(mean, p, inputs={"m": hidden}))[0] == "A4"
+    seen = torch.where(torch.arange(J) < 9, 0.0, -3e38).expand(B, 1, I, J).contiguous()  # hides no row
+    assert "A4" not in {e.class_id or h.class_id for h, e in explain(evidence(mean, p, inputs={"m": seen}))}
 
 
 MASKS = {

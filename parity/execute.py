@@ -21,6 +21,7 @@ from parity.drilldown import WindowsClosed
 from parity.errors import ParityError, SideError
 from parity.module_state import ModuleState, own_state, states_of
 from parity.names import NameMap
+from parity.pieces import Piece
 from parity.result import format_key
 from parity.seeding import normal
 from parity.trace import Manifest, Record, Trace
@@ -45,6 +46,7 @@ class Runs:
     precise: Trace | None = None  # the reference in float64
     isolated: Trace | None = None  # the port in float64, on the reference's values
     free: Trace | None = None  # the port left alone, for information
+    pieces: Mapping[str, Piece] = field(default_factory=dict)  # calls of the port that are parts of the reference's
 
 
 Inject = Callable[[Any], AbstractContextManager[Any] | None]
@@ -148,14 +150,19 @@ def reseating(case: Case, reference: Trace) -> Override | None:
     return override
 
 
-def grafting(reference: Trace, relabel: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Override:
+def grafting(
+    reference: Trace,
+    relabel: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    pieces: Mapping[str, Piece] | None = None,
+) -> Override:
     """Return the override that puts the reference's value in place of everything that was recorded, so that each difference is local.
 
-    relabel: site -> how the port orders what the reference has there (a benign permutation).
+    relabel: site -> how the port orders what the reference has there (a benign permutation). pieces: key -> where a call of the port lies in the reference's.
     """
 
     def override(site: str, coords: Mapping[str, int], value: Tensor) -> Tensor | None:
-        wanted = reference.tensor(format_key(site, coords))
+        key = format_key(site, coords)
+        wanted = pieces[key].of(reference) if pieces and key in pieces else reference.tensor(key)
         if wanted is not None and relabel and site in relabel:
             wanted = relabel[site](wanted)
         return _fitting(wanted, value)

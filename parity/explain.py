@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from parity.absence import absent_causes
+from parity.capture.recorder import Override
 from parity.case import Case, Setting
 from parity.diagnose import diagnose
 from parity.diagnose.evidence import Evidence, Frame
@@ -128,12 +129,14 @@ def _look(
     for upcast in (True, False):
         values, port = (runs.precise, runs.isolated or runs.port) if upcast else (runs.reference, runs.port)
         keys = [key for key, double in wanted.items() if double == upcast and key in values and key in port]
+        keys = [key for key in keys if key not in runs.pieces]  # one part's operations are not those of the whole
         if not keys:
             continue
-        near = _windows(case, setting, values, port, keys, inject, order, upcast)
+        graft = grafting(values), grafting(values, order, runs.pieces)
+        near = _windows(case, setting, values, port, keys, inject, graft, upcast)
         first = next(iter(wanted))
         if first in near and not _made_in(near[first], values, first):  # it was made before the last agreeing record
-            wide = _windows(case, setting, values, port, [first], inject, order, upcast, wide=True)
+            wide = _windows(case, setting, values, port, [first], inject, graft, upcast, wide=True)
             near |= {key: window for key, window in wide.items() if _made_in(window, values, key)}
         found |= near
     return found
@@ -166,7 +169,7 @@ def _windows(
     port_trace: Trace,
     keys: Sequence[str],
     inject: Inject | None,
-    order: Relabel,
+    graft: tuple[Override, Override],
     upcast: bool,
     wide: bool = False,
 ) -> dict[str, Window]:
@@ -176,7 +179,7 @@ def _windows(
     """
     found: dict[str, tuple[OpLog, SideRun]] = {}
     closing = frozenset(keys)
-    for which, change in (("reference", None), ("port", inject)):
+    for which, change, override in (("reference", None, graft[0]), ("port", inject, graft[1])):
         log = OpLog({key: _before(key, values, port_trace, which, wide) for key in keys})
         try:
             side = run_side(
@@ -185,7 +188,7 @@ def _windows(
                 setting,
                 inject=change,
                 upcast=upcast,
-                override=grafting(values, order if which == "port" else None),
+                override=override,
                 watch=log.watch,
                 around=log,
                 states=True,

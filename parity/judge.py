@@ -96,7 +96,8 @@ def broadcast(r: Tensor, p: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return both values in their common shape when they differ in axes of size one only: a table for all samples, or one for each."""
     if r.dim() != p.dim() or any(n != m and 1 not in (n, m) for n, m in zip(r.shape, p.shape, strict=True)):
         return None
-    return torch.broadcast_tensors(r, p)  # type: ignore[return-value]
+    left, right = torch.broadcast_tensors(r, p)
+    return left, right
 
 
 def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:

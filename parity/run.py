@@ -21,6 +21,7 @@ from parity.explain import explain
 from parity.floors import Floors
 from parity.judge import judge, lone_states, measure, own_errors
 from parity.locate import culprits, first_divergence, owner, without_echoes
+from parity.pieces import fit_calls
 from parity.precision import inexact_arithmetic, moved_boundaries
 from parity.result import Coverage, Culprit, Divergence, Result, Row
 from parity.trace import Trace
@@ -98,8 +99,13 @@ def run_case(
     reference = prepared.reference
     with _timed(seconds, "port", say):
         port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference)).trace
-    runs = Runs(reference, port, prepared.precise)
+    port, pieces = fit_calls(reference, port)
+    runs = Runs(reference, port, prepared.precise, pieces=pieces)
     notes: list[str] = [*case.quirks, *prepared.notes]
+    if pieces:
+        notes.append(
+            f"{len(pieces)} calls of the port are parts of the reference's, or the reverse: joined before they were compared"
+        )
     with _timed(seconds, "compare", say):
         alignment = align(reference, port, case.names, case.allow_unaligned)
         rows = measure(alignment.pairs, reference, port, prepared.floors)
@@ -187,10 +193,14 @@ def _isolate(
     precise = runs.precise
     assert precise is not None
     try:
-        port = run_side(case, "port", setting, inject=inject, upcast=True, override=grafting(precise, order)).trace
+        port = run_side(
+            case, "port", setting, inject=inject, upcast=True, override=grafting(precise, order, runs.pieces)
+        ).trace
     except SideError as error:
         notes.append(f"no isolation: {error}")
         return [], rows
+    if runs.pieces:
+        port, _ = fit_calls(precise, port)
     runs.isolated = port
     alignment = align(precise, port, allowed=case.allow_unaligned)
     own = measure(alignment.pairs, precise, port, limits)

@@ -22,7 +22,7 @@ ROOMS = (
     ("store",),
     ("capture.command",),
     ("case",),
-    ("discover", "align", "upcast", "layouts"),
+    ("discover", "align", "upcast", "layouts", "pieces"),
     ("floors", "matching"),
     ("module_state",),
     ("weight_pairs",),

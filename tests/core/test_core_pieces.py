@@ -57,7 +57,10 @@ def test_pieces_are_put_together(reference, port):
         ((X,), (X[:, :6, :2], X[:, 6:, :2])),  # too narrow
         ((X,), (X.transpose(1, 2),)),
         ((CAUSAL[0],), (CAUSAL[0, :6, :6],)),
-        ((X.reshape(2, 9, 4)[0] @ X[0].T,), (X[0, :6] @ X[0, :6].T, X[0, 6:] @ X[0].T)),  # what is left out is not one value
+        (
+            (X.reshape(2, 9, 4)[0] @ X[0].T,),
+            (X[0, :6] @ X[0, :6].T, X[0, 6:] @ X[0].T),
+        ),  # what is left out is not one value
     ],
 )
 def test_what_does_not_come_out_even_stays_as_it_is(reference, port):

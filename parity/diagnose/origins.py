@@ -18,6 +18,8 @@ FIRST = ("video", "chunk", "frame", "call", "segment", "request", "step")
 
 Lookup = Callable[[str, Mapping[str, int]], Tensor | None]
 
+NO_CHANNELS = frozenset(["frame", "video", "image", "rope", "schedule", "mask"])  # no fused projection makes these
+
 
 def around(ev: Evidence, sites: Sequence[str], at: Lookup) -> dict[str, Tensor]:
     """Return the floating records nearest to this one in order, here or where a run of them begins, by site."""
@@ -85,12 +87,14 @@ def part_of_other(ev: Evidence) -> Iterator[Explanation]:
 
 def mixed_channels(ev: Evidence) -> Iterator[Explanation]:
     """Each channel of P is a channel of R or of a tensor beside it: a fused projection is cut apart in another order (W3)."""
-    if not comparable(ev, 64) or ev.r.ndim < 2 or not 4 <= ev.r.shape[-1] <= 8192 or ev.kind == "rope":
+    if not comparable(ev, 64) or ev.r.ndim < 2 or not 4 <= ev.r.shape[-1] <= 8192 or ev.kind in NO_CHANNELS:
         return
     if roles(ev.r.shape, kind_of(ev))[-1] != "d":
         return
     last = (ev.r.ndim - 1,)
-    pool = {ev.site: ev.r} | {s: v for s, v in reference_around(ev).items() if v.shape == ev.r.shape}
+    pool = {ev.site: ev.r} | {
+        s: v for s, v in reference_around(ev).items() if v.shape == ev.r.shape and not _rearranged(v, ev.r)
+    }
     if len(pool) < 2 or len(pool) * ev.r.numel() > 8 * MOST_NUMEL:
         return
     names = list(pool)
@@ -108,6 +112,11 @@ def mixed_channels(ev: Evidence) -> Iterator[Explanation]:
     counts = ", ".join(f"{source.count(name)} of {name}" for name in used[:4])
     text = f"the channels of P are channels of several tensors: {counts}; a fused tensor is cut apart in another order"
     yield Explanation(text, 0.0, 0.96, {"sources": used[:8]})
+
+
+def _rearranged(value: Tensor, r: Tensor) -> bool:
+    """Whether a tensor holds R's numbers, in the same order or another: an echo of it, no neighbour."""
+    return torch.equal(value.flatten().sort().values, r.flatten().sort().values)
 
 
 def _same(ev: Evidence, one: Tensor, other: Tensor) -> bool:

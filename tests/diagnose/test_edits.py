@@ -174,3 +174,34 @@ def test_the_missing_bias_of_any_shape_is_found_first(tokens: int, width: int, d
     )
     ev = replace(evidence(lambda x: functional.silu(x @ w + bias), lambda x: functional.silu(x @ w), x), floor=1e-5)
     assert diagnose(ev)[0].class_id == "N5"
+
+
+def weight_of_another_call(earlier_error: float) -> Evidence:
+    other = W.roll(1, 0)
+    ev = evidence(lambda x: x @ W, lambda x: x @ other)
+    r, ref_ops = run(lambda x: torch.mm(x[0], W), X)
+    p, port_ops = run(lambda x: torch.mm(x[0], other), X)
+    table = [("y", {"frame": 0}, earlier_error, 1e-6), ("y", {"frame": 1}, 1.0, 1e-6)]
+    return replace(
+        ev, reference=r, port=p, ref_ops=ref_ops, port_ops=port_ops, site="y", coords={"frame": 1}, table=table,
+        parameters={"weight": (W, W)},
+    )  # fmt: skip
+
+
+def test_a_weight_that_was_right_at_earlier_calls() -> None:
+    assert diagnose(weight_of_another_call(0.0))[0].class_id == "W14"
+
+
+def test_a_weight_that_was_never_right() -> None:
+    assert "W14" not in {cause.class_id for cause in diagnose(weight_of_another_call(1.0))}
+
+
+def test_a_frequency_table_rounded_to_bf16_is_a_buffer() -> None:
+    table = 10000.0 ** -(torch.arange(4, dtype=torch.float64) / 4)
+    place = torch.arange(12, dtype=torch.float64)[:, None] + 1
+
+    def side(frequencies: Tensor) -> Side:
+        return lambda x: (x * frequencies).cos()
+
+    ev = evidence(side(table), side(table.bfloat16().double()), place, kind="rope")
+    assert diagnose(ev)[0].class_id in ("W10", "P6")

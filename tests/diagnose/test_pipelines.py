@@ -114,6 +114,9 @@ def test_channels_of_a_fused_tensor_cut_in_another_order() -> None:
     assert "mixed_channels" not in named(replace(ev, port=0.5 * (q + k)), CONDITIONING)
     picture = replace(ev, reference=q.reshape(1, 2, 1, 9, 12), port=fused[..., :12].reshape(1, 2, 1, 9, 12))
     assert "mixed_channels" not in named(picture, CONDITIONING)  # columns are no channels
+    assert "mixed_channels" not in named(replace(ev, kind="frame"), CONDITIONING)
+    echo = replace(ev, port=q[..., torch.arange(12).roll(3)], ref_at=lookup({"q": q, "k": q.flip(0)}))
+    assert "mixed_channels" not in named(echo, CONDITIONING)
 
 
 def test_a_posterior_beside_a_mask() -> None:

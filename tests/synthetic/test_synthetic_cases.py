@@ -1,4 +1,4 @@
-"""The synthetic models through the harness: every case matches, and a handful of defects is found, placed and named."""
+"""The synthetic models through the harness: every case matches, and so does a handful of harmless changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fixtures.synthetic.case import SYSTEM
-from parity.case import Fault, Variation
+from parity.case import Variation
 from parity.gauntlet import Runner
 from parity.run import run_case
 
@@ -28,10 +28,6 @@ def runner() -> Runner:
     return Runner(SYSTEM)
 
 
-def fault(name: str) -> Fault:
-    return next(f for f in SYSTEM.faults if f.name == name)
-
-
 def variation(name: str) -> Variation:
     return next(v for v in SYSTEM.variations if v.name == name)
 
@@ -41,15 +37,6 @@ def test_a_case_matches(case) -> None:
     result, _ = run_case(case)
     assert result.verdict == "match", result.first
     assert result.coverage.compared == result.coverage.reference == result.coverage.port
-
-
-@pytest.mark.parametrize("name", ["text_image_gelu_exact", "int8_int8_scale_dropped", "sharded_bias_on_every_rank"])
-def test_a_defect_is_found_placed_and_named(name: str) -> None:
-    score = runner().score(fault(name))
-    assert score.detected
-    assert score.site, (score.found, score.expected)
-    assert score.module, (score.culprit, score.expected)
-    assert score.top1, (score.causes, score.expected)
 
 
 @pytest.mark.parametrize(

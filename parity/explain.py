@@ -153,10 +153,15 @@ def _made_in(window: Window, values: Trace, key: str) -> bool:
 
 def _makes(steps: Sequence[Step], value: Tensor) -> bool:
     flat = value.flatten()
+    exact = flat.itemsize == 1  # the narrow formats have no arithmetic
     return any(
         t.numel() == flat.numel()
         and t.dtype == flat.dtype
-        and torch.allclose(t.flatten(), flat, rtol=1e-9, atol=0.0, equal_nan=True)
+        and (
+            torch.equal(t.flatten().view(torch.uint8), flat.view(torch.uint8))
+            if exact
+            else torch.allclose(t.flatten(), flat, rtol=1e-9, atol=0.0, equal_nan=True)
+        )
         for step in steps
         for t in step.op.outputs
     )

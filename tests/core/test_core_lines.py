@@ -57,9 +57,7 @@ class Twice(Right):
 
 class Left(Right):
     def forward(self, x: Tensor) -> Tensor:
-        h = self.lin(x)
-        h = self.act(h)  # without the norm
-        return scaled(h, 2.0)
+        return scaled(self.act(self.lin(x)), 2.0)  # without the norm
 
 
 class Reversed(Right):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.attending import Attention, attend, expanded
+from parity.diagnose.attention_bias import biases, head_order
 from parity.diagnose.attention_calls import Call, calls
 from parity.diagnose.evidence import Evidence, Explanation, relative_error
 from parity.diagnose.fits import scalar_fit
@@ -69,6 +70,7 @@ def attention_arguments(ev: Evidence) -> Iterable[Explanation]:
         change = in_context(ev, describe(_keep(a), _keep(b)), a.q.shape[2], a.k.shape[2])
         if change is not None:
             found.append(Explanation(change.text, 0.0, change.confidence, change.parameters, change.class_id))
+        found += list(biases(a, b, near))
     # an argument that is alone in differing explains everything; several share the blame
     one_cause = len({explanation.class_id for explanation in found}) == 1
     for explanation in found:
@@ -203,20 +205,6 @@ def _subset(few: Tensor, many: Tensor, near: float) -> float:
         return 0.0
     nearest = torch.cdist(a, b).amin(1) / torch.linalg.vector_norm(a, dim=1).clamp_min(1e-300)
     return float((nearest <= max(near, 1e-6)).double().mean())
-
-
-def head_order(ours: Tensor, theirs: Tensor, near: float) -> list[int] | None:
-    """Return which of the reference's heads [b, h, n, d] each head of the port is, when they are the same in another order."""
-    heads = ours.shape[1]
-    if not 2 <= heads <= 64:
-        return None
-    a, b = (x.transpose(0, 1).flatten(1) for x in (ours, theirs))
-    step = max(1, a.shape[1] // 4096)
-    distance = torch.cdist(b[:, ::step], a[:, ::step])
-    order: list[int] = distance.argmin(1).tolist()
-    if len(set(order)) < heads or order == list(range(heads)):
-        return None
-    return order if close(theirs, ours[:, order], max(near, 1e-6)) else None
 
 
 def _operand(ev: Evidence, ours: Tensor, theirs: Tensor, what: str) -> Iterator[Explanation]:

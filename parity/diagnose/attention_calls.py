@@ -76,7 +76,9 @@ def _fused(op: Op) -> Call | None:
     scale = op.scalars.get("scale")
     out = _merge(op.outputs[0])
     scale = float(scale) if isinstance(scale, (int, float)) else 1.0 / math.sqrt(q.shape[-1])
-    return Call(Attention(q, k, v, out, out, scale, keep, bias), out)
+    # A finite value that hides swallows the logits: a row that is all hidden is uniform, not empty.
+    finite = mask is not None and mask.is_floating_point() and keep is not None and bool(torch.isfinite(mask).all())
+    return Call(Attention(q, k, v, out, out, scale, keep, bias, empty="mean" if finite else "zero"), out)
 
 
 def _around_softmax(ops: Sequence[Op], index: int) -> Call | None:
@@ -97,7 +99,7 @@ def _around_softmax(ops: Sequence[Op], index: int) -> Call | None:
     v = as_float64(after.inputs[-1]).reshape(*heads[:2], j, -1)
     raw, logits = q @ k.transpose(-1, -2), logits.reshape(heads)
     open_ = logits > -1e4
-    scale, bias = _scale_and_bias(raw, logits, open_)
+    scale, bias = _scale_and_bias(raw, logits, open_, q.shape[-1])
     keep = None if bool(open_.all()) else open_
     out = _merge(as_float64(after.outputs[0]).reshape(*heads[:2], i, -1))
     empty = "mean" if keep is not None and bool((logits[~open_] > -math.inf).all()) else "zero"
@@ -119,7 +121,7 @@ def _takes(op: Op, weight: Tensor) -> bool:
     return relative_error(as_float64(op.inputs[-2]).reshape(weight.shape), weight) < 1e-2
 
 
-def _scale_and_bias(raw: Tensor, logits: Tensor, open_: Tensor) -> tuple[float, Tensor | None]:
+def _scale_and_bias(raw: Tensor, logits: Tensor, open_: Tensor, width: int) -> tuple[float, Tensor | None]:
     """Return c and the rest with logits = c·raw + bias where the mask is open; the rest is None when it is nothing."""
     a, b = raw[open_], logits[open_]
     if a.numel() < 2:
@@ -129,6 +131,8 @@ def _scale_and_bias(raw: Tensor, logits: Tensor, open_: Tensor) -> tuple[float, 
         return scale, None
     a_mean, b_mean = a - a.mean(), b - b.mean()
     scale = float((a_mean * b_mean).sum() / a_mean.square().sum().clamp_min(1e-300))
+    # A bias that happens to correlate with the scores moves the fit: the scale is a usual one nearby.
+    scale = next((usual for usual in (1.0, width**-0.5) if abs(scale / usual - 1) < 0.05), scale)
     bias = torch.where(open_, logits - scale * raw, torch.zeros_like(logits))
     return scale, bias
 

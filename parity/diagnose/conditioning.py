@@ -136,9 +136,25 @@ def other_record(ev: Evidence) -> Iterator[Explanation]:
             return
 
 
+def _parallel(ev: Evidence, site: str) -> bool:
+    """Say whether R and the record at `site` are outputs of two modules that got the same tensor (gate and up, scale and shift)."""
+    if ".in." not in ev.site or ".in." in site:
+        return False
+    for own in ev.sites:
+        value = ev.ref_at(own, ev.coords) if ".in." not in own and own not in (site, ev.site) else None
+        if value is None or value.shape != ev.reference.shape or not torch.equal(as_float64(value), ev.r):
+            continue
+        given = [next((s for s in ev.sites if s.startswith(f"{module}.in.")), "") for module in (own, site)]
+        a, b = (ev.ref_at(name, ev.coords) if name else None for name in given)
+        return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)
+    return False
+
+
 def _sibling(ev: Evidence, site: str) -> tuple[str, str]:
     """C2, unless the equal record is another part of the same list of arguments (D3) or comes from a twin with other
     weights (D2)."""
+    if _parallel(ev, site):
+        return "W3", ": the outputs of two projections of one input are exchanged"
     same_list = ".in." in site and re.sub(r"\d+$", "#", site) == re.sub(r"\d+$", "#", ev.site)
     if same_list:
         return "D3", ": the parts are in another order"

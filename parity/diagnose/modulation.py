@@ -79,6 +79,10 @@ def other_chunk(ev: Evidence) -> Iterator[Explanation]:
                 next((i for i, c in enumerate(chunks) if torch.equal(c, v.reshape(-1))), None) for v in (ev.r, ev.p)
             )
             if r is not None and p is not None and r != p:
+                if x.ndim == 3 and axis == 1 and parts == x.shape[1] and ev.r.ndim == 2 and ".in." not in name:
+                    text = f"P is token {p} of {name} where R is its token {r}"
+                    yield Explanation(text, 0.0, 0.95, {"input": name, "reference": r, "port": p}, "C2")
+                    return
                 modulation = parts in {2, 6, 9} or ev.r.numel() <= ev.r.shape[0] * ev.r.shape[-1]
                 text = f"P is part {p} of {name} where R is part {r} of its {parts}"
                 yield Explanation(

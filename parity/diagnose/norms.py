@@ -21,6 +21,7 @@ from parity.diagnose.roles import (
     limit,
     parameter_vectors,
 )
+from parity.diagnose.skipped_calls import HYPOTHESES as SKIPPED_CALLS
 
 
 def norm_eps(ev: Evidence) -> Iterable[Explanation]:
@@ -232,4 +233,5 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("modulation source", "W5", modulation_source, 0.85),
     Hypothesis("modulation order", "W5", modulation_order, 0.5),
     *NORM_CALLS,
+    *SKIPPED_CALLS,
 )

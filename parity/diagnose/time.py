@@ -210,7 +210,8 @@ def table_ends(ev: Evidence) -> Iterable[Explanation]:
         return  # running numbers: positions
     near = 1e-6 + 2 * noise(ev)
     if r.numel() != p.numel():
-        yield from _other_length(r, p, near)
+        if all(max(x.shape) == x.numel() for x in (ev.reference, ev.port)):  # features are no table
+            yield from _other_length(r, p, near)
         return
     for step in (1, -1):
         a, b = (r[1:], p[:-1]) if step > 0 else (r[:-1], p[1:])

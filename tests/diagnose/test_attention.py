@@ -391,3 +391,84 @@ def test_degenerate_values_do_not_raise(value: Tensor) -> None:
     for other in (value + 1, value, torch.ones(3, 5), torch.ones(2, 3, 4, dtype=torch.bool)):
         for kind in ("mask", "activation", "kv"):
             explain(Evidence(reference=value, port=other, kind=kind, inputs={"v": value, "w": value, "x": value}))
+
+
+# -- what is added to the scores ---------------------------------------------------------------------------------------
+
+PLACES = normal(1, H, J, J, seed=21)
+
+
+def biased(bias: Tensor | None, keep: Tensor | None = None) -> tuple[Op, ...]:
+    """One fused call on SELF with a bias (and a mask) as its additive argument."""
+    scores = torch.zeros(1, H, J, J, dtype=torch.float64) if bias is None else bias
+    mask = None if bias is None and keep is None else scores if keep is None else scores.masked_fill(~keep, -1e30)
+    logits = SELF @ K.transpose(-1, -2) / D**0.5
+    out = ((logits + mask) if mask is not None else logits).softmax(-1) @ V
+    operands = (SELF, K, V) if mask is None else (SELF, K, V, mask)
+    return (Op("scaled_dot_product_attention", operands, (out,), {"scale": None, "is_causal": False}),)
+
+
+def of_bias(port: Tensor | None, keep: Tensor | None = None, ours: Tensor | None = PLACES) -> Evidence:
+    ref, other = biased(ours, keep), biased(port, keep)
+    return Evidence(reference=ref[0].outputs[0], port=other[0].outputs[0], ref_ops=ref, port_ops=other)
+
+
+@pytest.mark.parametrize("keep", [None, PAD[:, None, None]])
+@pytest.mark.parametrize(
+    ("port", "class_id", "words"),
+    [
+        (None, "N5", "leaves out"),
+        (-PLACES, "P7", "-1 times"),
+        (0.5 * PLACES, "A5", "0.5 times"),
+        (PLACES.transpose(-1, -2), "P7", "exchanged"),
+        (PLACES.roll(1, 1), "A10", "another order"),
+        (torch.cat([PLACES[..., 1:], normal(1, H, J, 1, seed=3)], -1), "P2", "offset"),
+    ],
+)
+def test_biases_of_the_scores(port: Tensor | None, class_id: str, words: str, keep: Tensor | None) -> None:
+    if class_id == "P2" and keep is not None:
+        return  # what a mask hides is no longer there to be compared
+    found = top(of_bias(port, keep))
+    assert found[0] == class_id, found
+    assert words in found[1].text
+
+
+def test_other_biases_have_no_name() -> None:
+    assert "leaves out" not in str([e.text for _, e in explain(of_bias(PLACES + normal(1, H, J, J, seed=5)))])
+    assert not [e for _, e in explain(of_bias(PLACES + normal(1, H, J, J, seed=5))) if "bias" in e.text]
+    added = [e for h, e in explain(of_bias(PLACES, ours=None)) if (e.class_id or h.class_id) == "N5"]
+    assert "adds" in added[0].text
+    assert not [e for _, e in explain(of_bias(PLACES.clone())) if "bias" in e.text]
+
+
+def test_the_scale_beside_a_bias_is_a_usual_one() -> None:
+    """Scores and bias correlate a little by chance: fitting both would give 0.9998 for 1."""
+    from parity.diagnose.attention_calls import calls
+
+    raw = SELF @ K.transpose(-1, -2)
+    logits = raw + 0.1 * raw.pow(3) / raw.std() ** 2
+    weight = logits.softmax(-1)
+    flat = [x.reshape(B * H, *x.shape[-2:]) for x in (SELF, K.transpose(-1, -2), V)]
+    ops = (
+        Op("bmm", (flat[0], flat[1]), (raw.reshape(B * H, J, J),)),
+        Op("softmax", (logits,), (weight,), {"dim": -1}),
+        Op("bmm", (weight.reshape(B * H, J, J), flat[2]), (weight.reshape(B * H, J, J) @ flat[2],)),
+    )
+    assert calls(ops)[0].attention.bias is not None
+    mild = raw + 0.01 * normal(B, H, J, J, seed=6)
+    ops = (
+        ops[0],
+        Op("softmax", (mild,), (mild.softmax(-1),), {"dim": -1}),
+        Op("bmm", (mild.softmax(-1).reshape(B * H, J, J), flat[2]), (mild.softmax(-1).reshape(B * H, J, J) @ flat[2],)),
+    )
+    assert calls(ops)[0].attention.scale == 1.0
+
+
+def test_rows_that_a_finite_mask_hides_are_uniform() -> None:
+    """A finite minimum swallows the scores: the attention is the mean of the values, and inverting the mask is still named."""
+    keep = PAD[:, None, None].expand(B, 1, J, J).clone()
+    keep[0] = True  # inverted, this sample sees nothing
+    zeros = torch.zeros(1, H, J, J, dtype=torch.float64)
+    ref, port = (biased(zeros.expand(B, -1, -1, -1), k) for k in (keep, ~keep))
+    ev = Evidence(reference=ref[0].outputs[0], port=port[0].outputs[0], ref_ops=ref, port_ops=port)
+    assert top(ev)[0] == "A2"

@@ -14,7 +14,7 @@ from .evidence import Evidence, Explanation, Hypothesis, Op
 from .fits import comparable, sure
 from .replay import ACTIVATIONS, MOST_EDITS, NORMS, Chain, Edit, attempt, chain, describe, parameters_of, residual_of
 
-NEAR = 96  # sites on either side that are looked at for a value
+NEAR = 400  # sites that are looked at for a value, the latest before this one first
 TABLES = frozenset(["rope", "schedule"])
 
 
@@ -70,7 +70,7 @@ def _known_elsewhere(ev: Evidence, moved: Sequence[tuple[int, int, Tensor, Tenso
 def _site_of(ev: Evidence, value: Tensor) -> str | None:
     sites = list(ev.sites)
     here = sites.index(ev.site) if ev.site in sites else len(sites)
-    for i in sorted(range(len(sites)), key=lambda i: abs(i - here))[:NEAR]:
+    for i in [*range(here - 1, -1, -1), *range(here + 1, len(sites))][:NEAR]:
         known = ev.ref_at(sites[i], ev.coords)
         if known is None or known.numel() != value.numel() or not known.is_floating_point():
             continue

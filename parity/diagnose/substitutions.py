@@ -75,7 +75,7 @@ def _site_of(ev: Evidence, value: Tensor) -> str | None:
         if known is None or known.numel() != value.numel() or not known.is_floating_point():
             continue
         if torch.allclose(known.double().flatten(), value.double().flatten(), rtol=1e-9, atol=0.0):
-            return sites[i]
+            return str(sites[i])
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -50,17 +51,22 @@ def reference_around(ev: Evidence) -> dict[str, Tensor]:
 
 
 def other_origin(ev: Evidence) -> Iterator[Explanation]:
-    """R is the value of one recorded site and P that of another of the port's own: the state of another layer is taken (C2)."""
+    """R is the value of one layer and P that of another of the port's own, of the same name but for its number (C2)."""
     if not comparable(ev, 8) or not ev.port_sites:
         return
     ours = [site for site, value in reference_around(ev).items() if _same(ev, value, ev.r)]
     if not ours:
         return
+    kin = {_blank(site) for site in ours}
     for site, value in around(ev, ev.port_sites, ev.port_at).items():
-        if site not in ours and _same(ev, value, ev.p):
+        if site not in ours and _blank(site) in kin and _same(ev, value, ev.p):
             text = f"the port takes its own {site} where the reference takes {ours[0]}"
             yield Explanation(text, 0.0, 0.95, {"reference": ours[0], "port": site})
             return
+
+
+def _blank(site: str) -> str:
+    return re.sub(r"\d+", "#", site)
 
 
 def part_of_other(ev: Evidence) -> Iterator[Explanation]:
@@ -105,7 +111,10 @@ def mixed_channels(ev: Evidence) -> Iterator[Explanation]:
     alone = match_rows(as_rows(ev.p, last), as_rows(ev.r, last), tolerance=1e-5 + 6 * noise_level(ev))
     if alone is not None and alone.complete:
         return  # an order of R's own channels
-    source = [names[i] for i in (match.index // ev.r.shape[-1]).tolist()]
+    width = ev.r.shape[-1]
+    if (match.index % width == range(width)).all():
+        return  # every channel in its place: some of them went another way
+    source = [names[i] for i in (match.index // width).tolist()]
     used = list(dict.fromkeys(source))
     if len(used) < 2 or source.count(ev.site) == 0:
         return

@@ -103,6 +103,9 @@ def test_the_state_of_another_layer() -> None:
     assert (name, class_id, found.parameters["port"]) == ("other_origin", "C2", "layers.2")
     unknown = replace(ev, port=normal(2, 6, 8, seed=9))
     assert "other_origin" not in named(unknown, CONDITIONING)
+    null = normal(2, 6, 8, seed=7)  # a vector of its own stands for the condition: no layer
+    stranger = replace(ev, port=null, port_sites=("layers.0", "null"), port_at=lookup({**records, "null": null}))
+    assert "other_origin" not in named(stranger, CONDITIONING)
 
 
 def test_channels_of_a_fused_tensor_cut_in_another_order() -> None:
@@ -112,6 +115,8 @@ def test_channels_of_a_fused_tensor_cut_in_another_order() -> None:
     assert top(ev, CONDITIONING)[:2] == ("mixed_channels", "W3")
     assert "mixed_channels" not in named(replace(ev, port=q[..., torch.arange(12).roll(3)]), CONDITIONING)
     assert "mixed_channels" not in named(replace(ev, port=0.5 * (q + k)), CONDITIONING)
+    turned = replace(ev, port=torch.cat([q[..., :6], k[..., 6:]], -1))  # every channel in its place
+    assert "mixed_channels" not in named(turned, CONDITIONING)
     picture = replace(ev, reference=q.reshape(1, 2, 1, 9, 12), port=fused[..., :12].reshape(1, 2, 1, 9, 12))
     assert "mixed_channels" not in named(picture, CONDITIONING)  # columns are no channels
     assert "mixed_channels" not in named(replace(ev, kind="frame"), CONDITIONING)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.capture import nested
 from parity.capture.environment import describe_environment
 from parity.capture.probes import Modules, Probe
 from parity.capture.recorder import Override, Recorder
@@ -82,7 +83,7 @@ def run_side(
     doing = f"{case.label}: building the {which}"
     try:
         with ExitStack() as stack:
-            inputs = case.inputs(setting)
+            inputs = _on_device(case.inputs(setting), setting.device)
             model = side.build(setting)
             context = inject(model) if inject is not None else None
             stack.enter_context(context if context is not None else nullcontext())
@@ -134,6 +135,11 @@ def _eagerly() -> AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+
+
+def _on_device(inputs: Any, device: str) -> Any:
+    """Return the case's inputs on the device of the run (they are drawn on the CPU, so that every device gets the same)."""
+    return inputs if device == "cpu" else nested.replace(inputs, lambda path, value: value.to(device))
 
 
 def reseating(case: Case, reference: Trace) -> Override | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from parity.trace import Stats
 
 BUCKETS = (1021, 1019)
-_BLOCK = 1 << 20
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # elements at a time: what fits a cache, what fills a card
 _CACHED_BLOCKS = 8
 
 
@@ -33,11 +33,10 @@ def sketch(value: Tensor) -> Tensor:
     flat = _flat(value)
     total = torch.zeros(buckets(value.shape), dtype=torch.float64, device=flat.device)
     width = total.numel()
+    floating = flat.is_floating_point() and flat.element_size() > 1
     for start, block in _blocks(flat):
-        signed = block.to(torch.float64)
-        if value.is_floating_point() or value.is_complex():
-            signed = torch.nan_to_num(signed, nan=0.0, posinf=0.0, neginf=0.0)
-        signed = torch.where(_hashes(start // _BLOCK, str(flat.device))[: block.numel()] < 0, -signed, signed)
+        block = torch.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0) if floating else _widened(block)
+        signed = torch.where(_hashes(start, flat.device)[: block.numel()] < 0, -block, block)
         total += _fold(signed, start % width, width)
     return total.cpu()
 
@@ -82,7 +81,7 @@ def digest(value: Tensor) -> str:
     bits = _bits(flat)
     for start, block in _blocks(bits):
         block = block.to(torch.int64) + start + 1
-        weights = _hashes(start // _BLOCK, str(bits.device))[: block.numel()].to(torch.int64)
+        weights = _hashes(start, bits.device)[: block.numel()].to(torch.int64)
         low += int((block * (weights * 2 + 1)).sum()) & 0xFFFFFFFFFFFFFFFF
         high += int((block * (weights * 0x9E3779B1 + 0x7F4A7C15)).sum()) & 0xFFFFFFFFFFFFFFFF
     return f"{low & 0xFFFFFFFFFFFFFFFF:016x}{high & 0xFFFFFFFFFFFFFFFF:016x}"
@@ -107,32 +106,49 @@ def _bits(flat: Tensor) -> Tensor:
     return flat.contiguous().view(integer)
 
 
+def _widened(block: Tensor) -> Tensor:
+    """Whole numbers (whose negatives may not exist) and the narrow floats (which have no arithmetic) in float64, non-finite ones as zero."""
+    wide = block.to(torch.float64)
+    return torch.nan_to_num(wide, nan=0.0, posinf=0.0, neginf=0.0) if block.is_floating_point() else wide
+
+
+def _size(device: torch.device) -> int:
+    return _BLOCK.get(device.type, _BLOCK["cpu"])
+
+
 def _blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, flat.numel(), _BLOCK):
-        yield start, flat[start : start + _BLOCK]
+    size = _size(flat.device)
+    for start in range(0, flat.numel(), size):
+        yield start, flat[start : start + size]
 
 
 def _fold(signed: Tensor, shift: int, width: int) -> Tensor:
-    """Add element j into bucket (j + shift) mod width."""
+    """Add element j into bucket (j + shift) mod width, in float64."""
     rows = -(-(signed.numel() + shift) // width)
     padded = torch.zeros(rows * width, dtype=signed.dtype, device=signed.device)
     padded[shift : shift + signed.numel()] = signed
-    return padded.view(rows, width).sum(0)
+    return padded.view(rows, width).sum(0, dtype=torch.float64)
 
 
-def _hashes(block: int, device: str) -> Tensor:
-    """Return the signed 32-bit hashes of the indices of one block of 2^20; the first blocks are kept."""
-    return _kept_hashes(block, device) if block < _CACHED_BLOCKS else _make_hashes(block, device)
+def _hashes(start: int, device: torch.device) -> Tensor:
+    """Return the signed 32-bit hashes of the indices of the block that begins at `start`; the first blocks are kept."""
+    size = _size(device)
+    make = (
+        _kept_hashes
+        if start < _CACHED_BLOCKS * _BLOCK["cpu"] or (device.type == "cuda" and start < 2 * size)
+        else _make_hashes
+    )
+    return make(start, size, str(device))
 
 
 @functools.lru_cache(maxsize=2 * _CACHED_BLOCKS)
-def _kept_hashes(block: int, device: str) -> Tensor:
-    return _make_hashes(block, device)
+def _kept_hashes(start: int, size: int, device: str) -> Tensor:
+    return _make_hashes(start, size, device)
 
 
-def _make_hashes(block: int, device: str) -> Tensor:
+def _make_hashes(start: int, size: int, device: str) -> Tensor:
     """lowbias32 (Wellons 2018) of the low 32 bits of the index, mixed with the high ones; exact integer arithmetic in int64."""
-    index = torch.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=torch.int64, device=device)
+    index = torch.arange(start, start + size, dtype=torch.int64, device=device)
     x = (index & 0xFFFFFFFF) ^ ((index >> 32) * 0x9E3779B1 & 0xFFFFFFFF)
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF

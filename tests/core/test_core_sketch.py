@@ -90,7 +90,7 @@ def test_one_changed_element_changes_everything():
 
 def test_tensors_of_more_than_one_block(monkeypatch):
     """Blocks are how it is computed, not what: the same sums, at every place, and places count beyond the first block."""
-    monkeypatch.setattr(sketches, "_BLOCK", 1 << 9)
+    monkeypatch.setattr(sketches, "_BLOCK", {"cpu": 1 << 9})
     sketches._kept_hashes.cache_clear()
     try:
         x = noise(3, 1500)

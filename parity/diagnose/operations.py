@@ -59,7 +59,7 @@ def joined(ev: Evidence) -> Iterator[Explanation]:
     """Both sides join the same parts in another order (D3 tokens, C5 channels, W3 features)."""
     for ref, port in _pairs(ev, JOINS):
         order = moved_parts(ref.inputs, port.inputs)
-        if order is None or not ref.outputs:
+        if order is None or not ref.outputs or _known(port, ev.ref_ops) or _known(ref, ev.port_ops):
             continue
         out = ref.outputs[0]
         axis = int(ref.scalars.get("dim", 0)) % max(1, out.ndim)
@@ -110,13 +110,25 @@ def _convolution_padding(ev: Evidence) -> Iterator[Explanation]:
     theirs = [op for op in ev.port_ops if op.name == "convolution"]
     for ref, port in zip(ours, theirs, strict=False):
         amounts = _plain(ref.scalars.get("padding")), _plain(port.scalars.get("padding"))
-        if amounts[0] == amounts[1]:
+        if amounts[0] == amounts[1] or not _same_kernel(ref, port) or _known(port, ev.ref_ops):
             continue
         pads = [op for op in ev.port_ops if op.name in PADS]
         by_hand = f" after padding by {_plain(pads[-1].scalars.get('pad'))} itself" if pads else ""
         text = f"the convolution pads by {amounts[1]}{by_hand}, the reference's by {amounts[0]}{_at(port)}"
         yield Explanation(text, 0.0, 0.94, {"reference": amounts[0], "port": amounts[1]})
         return
+
+
+def _same_kernel(ref: Op, port: Op) -> bool:
+    """Say whether two convolutions have one weight, perhaps of other axes of size one: other convolutions pad as they like."""
+    if len(ref.inputs) < 2 or len(port.inputs) < 2 or ref.inputs[1].numel() != port.inputs[1].numel():
+        return False
+    return same(port.inputs[1].reshape(-1), ref.inputs[1].reshape(-1))
+
+
+def _known(op: Op, others: Sequence[Op]) -> bool:
+    """Say whether an operation gives numbers that the other side has too: then the sides only went other ways to them."""
+    return bool(op.outputs) and any(same(op.outputs[0], out) for other in others[:MOST] for out in other.outputs)
 
 
 def _edge_part(ev: Evidence) -> Iterator[Explanation]:

@@ -46,6 +46,17 @@ def test_parts_joined_in_another_order() -> None:
     assert explain(both([cat(PARTS, 1)], [cat(other, 1)]), HYPOTHESES) == []
 
 
+def test_parts_that_are_put_right_afterwards() -> None:
+    """Sine and cosine are joined one way and exchanged, or joined the other way: what diverges is something else."""
+    first, last = normal(2, 8, seed=1), normal(2, 8, seed=2)
+    more = cat([normal(2, 3, 4, seed=3), normal(2, 3, 4, seed=4)], 1)
+    wrong = Op("add", more.outputs, (more.outputs[0] + 1,), {"other": 1})
+    turned = [cat([first, last], 1), cat([last, first], 1)]
+    for ref, port in ((turned, turned[1:]), (turned[1:], turned)):
+        assert "joined_parts" not in named(both([*ref, more], [*port, wrong]), HYPOTHESES)
+    assert "joined_parts" in named(both(turned[1:], turned[:1]), HYPOTHESES)
+
+
 def pad(x: Tensor, amounts: list[int], value: float = 0.0) -> Op:
     return Op("constant_pad_nd", (x,), (functional.pad(x, amounts, value=value),), {"pad": amounts, "value": value})
 
@@ -80,6 +91,9 @@ def test_convolution_that_pads_otherwise() -> None:
     padded = functional.pad(PICTURE, (0, 2, 0, 2))
     port = Op("convolution", (padded, w), (functional.conv2d(padded, w),), {"padding": [0, 0]})
     assert top(both([ref], [pad(PICTURE, [0, 2, 0, 2]), port]), HYPOTHESES)[1] == "V3"
+    other = normal(4, 8, 3, 3, seed=8)  # another convolution pads as it likes
+    unlike = Op("convolution", (PICTURE, other), (functional.conv2d(PICTURE, other),), {"padding": [0, 0]})
+    assert explain(both([ref], [unlike]), HYPOTHESES) == []
 
 
 def cut(x: Tensor, start: int, end: int, dim: int = 1) -> Op:

@@ -18,7 +18,8 @@ from torch import Tensor
 from parity.trace import Stats
 
 BUCKETS = (1021, 1019)
-_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}  # elements at a time: what fits a cache, what fills a card
+_PLACES = 20
+_BLOCK = {"cpu": 1 << _PLACES, "cuda": 1 << 24}  # elements at a time: what fits a cache, what fills a card
 _CACHED_BLOCKS = 8
 
 
@@ -80,11 +81,17 @@ def digest(value: Tensor) -> str:
         flat = torch.where(torch.isnan(flat), torch.full_like(flat, float("nan")), flat)
     bits = _bits(flat)
     for start, block in _blocks(bits):
-        block = block.to(torch.int64) + start + 1
+        block = block.to(torch.int64) + _step(start, block) + 1
         weights = _hashes(start, bits.device)[: block.numel()].to(torch.int64)
         low += int((block * (weights * 2 + 1)).sum()) & 0xFFFFFFFFFFFFFFFF
         high += int((block * (weights * 0x9E3779B1 + 0x7F4A7C15)).sum()) & 0xFFFFFFFFFFFFFFFF
     return f"{low & 0xFFFFFFFFFFFFFFFF:016x}{high & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+def _step(start: int, block: Tensor) -> Tensor | int:
+    """Return the place of each element, down to a multiple of 2^20, whatever the size of the blocks."""
+    places = torch.arange(start, start + block.numel(), device=block.device) if block.numel() > 1 << _PLACES else start
+    return places >> _PLACES << _PLACES
 
 
 def distance(left: Tensor, right: Tensor) -> float:

@@ -84,13 +84,11 @@ def test_half_precision_under_its_own_tolerance(tmp_path):
     ("fault", "first", "class_id"),
     [
         ("qk_norm_per_head", r"blocks.0.self_attn.norm_q", "A7"),
-        ("ffn_gelu_exact", r"blocks.0.ffn.1", "N2"),
         ("head_halves_swapped", r"head.head.in.x", "W5"),
-        ("rope_half_split", r"blocks.0.self_attn.o.in.input", ""),
     ],
 )
 def test_the_verdict_of_a_wrong_port(tmp_path, fault, first, class_id):
     reference, port = map(load_trace, captured(tmp_path, fault=fault))
     result = parity.compare(reference, port)
     assert (result.verdict, result.first.site) == ("diverged", first)
-    assert class_id in (*[cause.class_id for cause in result.causes[:1]], "")
+    assert result.causes[0].class_id == class_id

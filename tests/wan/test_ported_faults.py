@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import nullcontext
+from functools import cache
 
 import pytest
 import torch
@@ -106,6 +107,15 @@ RUNS = {
 }
 
 
+@cache
+def right_run(build, needs):
+    """A port, how to run it, and what it gives; faults of one kind share it, since they leave nothing behind."""
+    port, outputs = build(dict(needs))
+    right = outputs()
+    assert all(map(torch.equal, right, outputs())), "the run itself does not repeat"
+    return port, outputs, right
+
+
 def differs(a: Tensor, b: Tensor) -> bool:
     return a.shape != b.shape or not torch.equal(a, b)
 
@@ -113,9 +123,7 @@ def differs(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_shows_and_is_undone(name):
     fault = FAULTS[name]
-    port, outputs = RUNS[fault.part](fault.needs)
-    right = outputs()
-    assert all(map(torch.equal, right, outputs())), "the run itself does not repeat"
+    port, outputs, right = right_run(RUNS[fault.part], tuple(sorted(fault.needs.items())))
     expected = pytest.raises((RuntimeError, AssertionError)) if fault.outcome == "error" else nullcontext()
     with expected, fault.inject(port):
         wrong = outputs()
@@ -124,7 +132,9 @@ def test_fault_shows_and_is_undone(name):
         assert changed
         shapes = any(a.shape != b.shape for a, b in changed)
         assert shapes == (fault.outcome == "shape") or name in SHAPE_ON_THE_WAY
-    if "decodes" not in fault.needs and "requests" not in fault.needs:
+    if "decodes" in fault.needs or "requests" in fault.needs:
+        right_run.cache_clear()  # what survives such a fault is its point
+    else:
         assert all(map(torch.equal, right, outputs())), "the fault was not undone"
 
 

@@ -338,7 +338,7 @@ def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows
         coords=divergence.coords,
         kind=divergence.kind,
         module=module,
-        floor=divergence.floor,
+        floor=divergence.floor if r.is_floating_point() else 0.0,
         precise=runs.precise.tensor(divergence.key) if runs.precise is not None else None,
         inputs={key: t for key in inputs if (t := reference.tensor(key)) is not None},
         port_inputs={key: t for key in inputs if (t := port.tensor(key)) is not None},

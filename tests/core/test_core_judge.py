@@ -168,6 +168,19 @@ def test_large_integers_compare_exactly(full):
     assert parity.compare(trace({"i": r}, full=full), trace({"i": r.clone()}, full=full)).verdict == "match"
 
 
+def test_a_byte_of_a_picture_may_fall_to_the_other_side_of_a_tie():
+    picture = torch.randint(0, 255, (2, 3, 16, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    tie, far, many, other = (picture.clone() for _ in range(4))
+    tie[0, 0, 3, 4] += 1
+    far[0, 0, 3, 4] ^= 2
+    many[:, :, 0] += 1
+    other[0, 0, 3, 4] += 1
+    assert outcome({"frame": picture}, {"frame": tie}).verdict == "match"
+    assert outcome({"frame": picture}, {"frame": far}).verdict == "diverged"  # two levels are no rounding
+    assert outcome({"frame": picture}, {"frame": many}).verdict == "diverged"
+    assert outcome({"ids": picture}, {"ids": other}).verdict == "diverged"  # no picture
+
+
 def test_integers_of_another_type_but_equal_value_match():
     r = torch.arange(5)
     assert outcome({"i": r}, {"i": r.int()}).verdict == "match"

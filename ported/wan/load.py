@@ -41,6 +41,17 @@ def load_diffusers(folder: str | Path, component: str, dtype: torch.dtype = torc
     return model.eval().requires_grad_(False)
 
 
+def expected_shapes(folder: str | Path, component: str) -> dict[str, torch.Size]:
+    """The tensors that a component of this configuration has: state-dict key -> shape. Nothing is allocated."""
+    subfolder, cls = _CLASSES[component]
+    with torch.device("meta"):
+        if component in ("text", "image"):
+            model = cls(cls.config_class.from_pretrained(folder, subfolder=subfolder, local_files_only=True))
+        else:
+            model = cls.from_config(cls.load_config(folder, subfolder=subfolder, local_files_only=True))
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
 def load_scheduler(folder: str | Path) -> Any:
     """The scheduler of a diffusers folder, with the library's own table."""
     return UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)

@@ -265,6 +265,25 @@ def test_changed_weights_are_named(small):
     stop(small, r"1 of \d+ dit tensors differ from the official ones after mapping: \S+$")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config | {"num_layers": 1}, "leaves weights out: blocks.1.attn1.norm_k.weight"),
+        (
+            lambda config: config | {"num_layers": 3},
+            "asks for weights that are not there: blocks.2.attn1.norm_k.weight",
+        ),
+        (lambda config: config | {"ffn_dim": 96}, r"other shapes than its weights: .*\[144\] for \[96\]"),
+        (lambda config: config | {"patch_size": 2}, "the library builds no dit of this: "),
+    ],
+)
+def test_the_port_configuration_must_fit_its_weights(small, change, words):
+    """The library would load a part of them, or fail in the middle."""
+    file = small / "transformer" / "config.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    stop(small, words)
+
+
 def test_shapes_missing_and_extra_keys_are_named(small):
     transformer = small / "transformer"
     port_network("dit", dict(DITS["t2v"]) | {"ffn_dim": 96}, 5, False).save_pretrained(transformer)

@@ -29,6 +29,25 @@ RANDOM = frozenset(
     ["bernoulli", "normal", "randn", "randn_like", "rand", "rand_like", "uniform", "native_dropout", "exponential"]
 )
 PARTS = frozenset(["split", "split_with_sizes", "chunk", "unbind"])
+MOVES = frozenset(
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "clone",
+        "expand",
+        "transpose",
+        "permute",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "slice",
+        "select",
+        "detach",
+        "alias",
+        "_to_copy",
+    ]
+)
 CLOSE = 1e-9  # relative: what running the same operations again may differ by
 
 Edit = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -100,6 +119,10 @@ class Chain:
         for i in self.cone:
             again = self.ops[i].again
             if again is None or self.ops[i].name in RANDOM or any(link is not None for link in self.links[i]):
+                continue
+            if not any(
+                t.is_floating_point() for t in self.ops[i].inputs
+            ):  # a table from whole numbers, in whatever precision: never edited
                 continue
             value = self.run({i: again})
             if value is None or not _same(value, wanted):
@@ -176,9 +199,9 @@ def detours(chain: Chain) -> Iterator[tuple[int, int, Edit]]:
     """Yield (first operation, last operation, edit): a stretch is left out, and what went into its first operation comes out of its last."""
     for i in reversed(chain.cone):
         op = chain.ops[i]
-        if not op.outputs or not op.outputs[0].is_floating_point():
+        if not op.outputs or not op.outputs[0].is_floating_point() or op.name in MOVES:
             continue
-        for j in sorted(chain.before(i), reverse=True):
+        for j in sorted((j for j in chain.before(i) if chain.ops[j].name not in MOVES), reverse=True):
             for x in chain.ops[j].inputs:
                 if _takes_place(x, op.outputs[0], spread=False):
                     yield j, i, partial(_instead, x, op.outputs[1:])

@@ -18,12 +18,12 @@ def owner(divergence: Divergence, reference: Trace, compared: Container[str] | N
 
     Everything recorded before it agrees. So an output of module M points at M (its children and inputs agree), an input of M at M's caller, and
     something seen inside a module call (a function, a state) at that module. Outside every module it is the program itself: the record's own name.
-    compared: the keys that have a partner. A value that the reference had just made, or was just handed, at sites without one is theirs.
+    compared: the keys that have a partner. An input that the reference had just made, or was just handed, at sites without one is theirs.
     """
     record = reference.get(divergence.key)
     if record is None:
         return divergence.module or divergence.site
-    if compared is not None:
+    if compared is not None and record.role == "in":
         record = _maker(record, reference, compared)
     return record.module or record.site.partition(".in.")[0]
 

@@ -12,7 +12,19 @@ from torch import Tensor
 
 from .evidence import Evidence, Explanation, Hypothesis, Op
 from .fits import comparable, sure
-from .replay import ACTIVATIONS, MOST_EDITS, NORMS, Chain, Edit, attempt, chain, describe, parameters_of, residual_of
+from .replay import (
+    ACTIVATIONS,
+    MOST_EDITS,
+    MOVES,
+    NORMS,
+    Chain,
+    Edit,
+    attempt,
+    chain,
+    describe,
+    parameters_of,
+    residual_of,
+)
 
 NEAR = 400  # sites that are looked at for a value, the latest before this one first
 TABLES = frozenset(["rope", "schedule"])
@@ -162,10 +174,11 @@ def _counterparts(ours: Chain, theirs: Chain) -> Iterator[tuple[int, int]]:
     """Pair operations that take the same values and give others of the same shape."""
     for i in ours.cone:
         a = ours.ops[i]
-        for j in theirs.cone:
+        for j in theirs.cone if a.name not in MOVES else ():
             b = theirs.ops[j]
             if (
-                len(a.inputs) != len(b.inputs)
+                b.name in MOVES
+                or len(a.inputs) != len(b.inputs)
                 or not a.outputs
                 or not b.outputs
                 or a.outputs[0].shape != b.outputs[0].shape

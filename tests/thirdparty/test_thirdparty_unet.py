@@ -15,7 +15,7 @@ from parity.result import Result
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BY_NAME = {fault.name: fault for fault in FAULTS}
-LOW = ("strided_groups", "norm_eps", "max_period", "vae_attention_norm")
+LOW = ("norm_eps", "vae_attention_norm")
 
 
 @cache

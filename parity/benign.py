@@ -164,7 +164,8 @@ def _kept(mask: Tensor) -> Tensor | None:
         return mask
     if not mask.is_floating_point() or not mask.numel():
         return None
-    hidden = hidden_places(mask.double())  # the narrow formats have no comparisons
+    mask = mask.double()  # the narrow formats have no comparisons
+    hidden = hidden_places(mask)
     return None if hidden is None else ~hidden
 
 

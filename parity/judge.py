@@ -16,7 +16,10 @@ from parity.result import Divergence, Row
 from parity.trace import Record, Trace
 
 _SOUGHT = 400  # the worst element is dear to find: later divergences name it only at their site's first
-HIDDEN = -1e4  # additive masks hide with at least this much
+HIDDEN = -9.9e3  # additive masks hide with at least this much: -1e4 and a bias
+_LEAST = [torch.finfo(dtype).min for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)]
+_SENTINELS = (*_LEAST, *(least / 2 for least in _LEAST), *(-(10.0**n) for n in range(4, 39)))
+_BIAS, _COARSE = 100.0, 2.0**-8  # what a bias adds to a sentinel, and bf16 rounds off
 _SMALL = 1e-4  # a record this much smaller than its site usually is, is judged on the site's scale
 
 
@@ -65,7 +68,18 @@ def hidden_places(value: Tensor) -> Tensor | None:
         return None
     hidden = value <= HIDDEN
     rest = value[~hidden]
-    return hidden if not rest.numel() or float(rest.abs().max()) <= -0.1 * HIDDEN else None
+    if rest.numel() and float(rest.abs().max()) > -0.1 * HIDDEN:
+        return None
+    return hidden if _are_sentinels(value[hidden]) else None
+
+
+def _are_sentinels(values: Tensor) -> bool:
+    """Tell whether what hides was chosen to hide: infinity, the least number of a dtype, a power of ten, with a bias at most. No outlier is."""
+    values = values[torch.isfinite(values)].double()
+    near = torch.zeros_like(values, dtype=torch.bool)
+    for sentinel in _SENTINELS:
+        near |= (values - sentinel).abs() <= _BIAS + _COARSE * abs(sentinel)
+    return bool(near.all())
 
 
 def error_of(p: Tensor, r: Tensor, scale: float = 0.0) -> float:

@@ -160,7 +160,7 @@ def _gain_from_ratio(ev: Evidence) -> Iterator[Explanation]:
             (w / (w + 1), "w for 1 + w"),
             ((w + 2) / (w + 1), "2 + w for 1 + w"),
         ):
-            if bool(torch.isfinite(ratio).all()) and float(ratio.std()) > 1e-6:
+            if bool(torch.isfinite(ratio).all()) and ratio.numel() > 1 and float(ratio.std()) > 1e-6:
                 sentence = f"the norm's gain is {text}: P/R is that of the vector {name} in every channel"
                 found = fitted(ev, ev.r * ratio, sentence, 0.95, "W6", vector=name)
                 if found:

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from parity.case import Expectation, Fault, Setting, System, Variation
-from parity.diagnose.calibration import fit
+from parity.diagnose.calibration import calibrated, fit
 from parity.discover import find_systems, get_system
 from parity.errors import SideError
 from parity.files import write_text
@@ -49,7 +49,9 @@ class Score:
     causes: tuple[str, ...] = ()
     expected: str = ""
     confidence: float = 0.0
-    score: float = 0.0  # of the top cause, before calibration
+    listed: tuple[
+        tuple[float, bool], ...
+    ] = ()  # of every cause that was named: its score before calibration, and whether its class is right
     seconds: float = 0.0
 
 
@@ -127,7 +129,7 @@ def score_fault(system: str, name: str, expect: Expectation, result: Result, sec
         causes=tuple(f"{c.class_id} {c.text}" for c in result.causes[:3]),
         expected=f"{expect.site} {dict(expect.coords) or ''} {'/'.join(expect.classes)}".strip(),
         confidence=result.causes[0].confidence if result.causes else 0.0,
-        score=result.causes[0].score if result.causes else 0.0,
+        listed=tuple((c.score, c.class_id in expect.classes) for c in result.causes),
         seconds=seconds,
     )
 
@@ -277,11 +279,10 @@ def gauntlet_command(
         if verbose or wrong or (score.kind == "variation" and score.verdict != "match"):
             out.print(_line(score), markup=False)
     if as_json is not None:
-        told = [(s.score, s.top1) for s in scores if s.kind == "fault" and s.classed and s.causes]
         data = {
             "systems": [asdict(s) for s in summaries],
             "reliability": [asdict(r) for r in reliability(scores)],
-            "calibration": fit(told),
+            "calibration": fit(_listed(scores), least=20),
             "scores": [asdict(s) for s in scores],
         }
         write_text(as_json, json.dumps(data, indent=1) + "\n")
@@ -290,9 +291,12 @@ def gauntlet_command(
     return 0 if all(s.detected == s.faults and s.false_alarms == 0 for s in summaries) else 1
 
 
+EDGES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
 @dataclass(frozen=True)
 class Reliability:
-    """Top causes of about one confidence: how many, how sure they were on average, how many were right."""
+    """Causes of about one confidence, first or not: how many, how sure they were on average, how many named the right class."""
 
     low: float
     high: float
@@ -301,18 +305,20 @@ class Reliability:
     right: float
 
 
-def reliability(
-    scores: Sequence[Score], edges: Sequence[float] = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
-) -> list[Reliability]:
-    """Compare stated confidences with how often the top cause was right, over the faults that expect a class."""
-    given = [s for s in scores if s.kind == "fault" and s.classed and s.causes]
+def reliability(scores: Sequence[Score], edges: Sequence[float] = EDGES) -> list[Reliability]:
+    """Compare stated confidences with how often the class was right, over all causes named for faults that expect one."""
+    given = [(calibrated(score), right) for score, right in _listed(scores)]
     rows = []
     for low, high in pairwise(edges):
-        inside = [s for s in given if low <= s.confidence < high or (s.confidence == high == edges[-1])]
+        inside = [(c, right) for c, right in given if low <= c < high or (c == high == edges[-1])]
         if inside:
-            stated, right = sum(s.confidence for s in inside), sum(s.top1 for s in inside)
+            stated, right = sum(c for c, _ in inside), sum(right for _, right in inside)
             rows.append(Reliability(low, high, len(inside), stated / len(inside), right / len(inside)))
     return rows
+
+
+def _listed(scores: Sequence[Score]) -> list[tuple[float, bool]]:
+    return [told for s in scores if s.kind == "fault" and s.classed for told in s.listed]
 
 
 def _table(rows: Sequence[Summary]) -> Table:
@@ -392,7 +398,7 @@ def to_markdown(summaries: Sequence[Summary], scores: Sequence[Score]) -> str:
         "",
         "## Confidence",
         "",
-        "Of the top causes with a confidence in each range, how many were right.",
+        "Of the causes with a confidence in each range, first in their list or not, how many named the right class.",
         "",
         "| confidence | causes | mean confidence | right |",
         "|---|---|---|---|",

@@ -64,7 +64,7 @@ class Culprit:
 @dataclass(frozen=True)
 class Cause:
     """A hypothesis that explains the difference. `class_id` is the id of the bug class ("P1"); `residual` is the share of the
-    difference that it leaves unexplained (L2, 0 = explains all); `confidence` is in [0, 1]: the share of top causes with this `score` (the
+    difference that it leaves unexplained (L2, 0 = explains all); `confidence` is in [0, 1]: the share of causes with this `score` (the
     test's own, before calibration) that were right on the gauntlet."""
 
     name: str

@@ -1,11 +1,11 @@
-"""What a confidence means: of the top causes with this score, the share that was right on the gauntlet (docs/GAUNTLET.md)."""
+"""What a confidence means: of all causes named with this score, the share with the right class on the gauntlet (docs/GAUNTLET.md)."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 
-# (score of the test, share of right top causes), fitted on the gauntlet of all systems by `parity gauntlet --json`, key "calibration".
+# (score of the test, share of right causes), fitted on the gauntlet of all systems by `parity gauntlet --json`, key "calibration".
 POINTS: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
 
 
@@ -23,7 +23,7 @@ def calibrated(score: float, points: Sequence[tuple[float, float]] = POINTS) -> 
 def fit(scored: Sequence[tuple[float, bool]], least: int = 8) -> tuple[tuple[float, float], ...]:
     """Return points (score, share right) that rise with the score: isotonic regression by pooling adjacent violators.
 
-    scored: (score of the top cause, whether it was right). least: blocks of fewer are pooled with their neighbour. The share of a block is
+    scored: (score of a cause, whether it was right). least: blocks of fewer are pooled with their neighbour. The share of a block is
     taken after adding one right and one wrong answer, so that ten of ten do not mean certainty.
     """
     blocks: list[list[tuple[float, bool]]] = []

@@ -36,9 +36,17 @@ def test_the_fitted_points_rise() -> None:
     assert [y for _, y in POINTS] == sorted(y for _, y in POINTS)
 
 
-def test_reliability_counts_right_top_causes() -> None:
-    def score(confidence: float, right: bool) -> Score:
-        return Score("s", "f", "fault", "diverged", True, top1=right, causes=("N5 x",), confidence=confidence)
+def test_reliability_counts_right_causes() -> None:
+    def score(*listed: tuple[float, bool], classed: bool = True) -> Score:
+        return Score("s", "f", "fault", "diverged", True, classed=classed, listed=listed)
 
-    rows = reliability([score(0.92, True), score(0.94, True), score(0.91, False), score(0.4, False), score(1.0, True)])
-    assert [(r.low, r.count, round(r.right, 2)) for r in rows] == [(0.0, 1, 0.0), (0.9, 3, 0.67), (0.95, 1, 1.0)]
+    scores = [
+        score((0.97, True), (0.6, False)),
+        score((0.97, True)),
+        score((0.97, False)),
+        score((0.6, True), classed=False),
+    ]
+    rows = reliability(scores)
+    assert [row.count for row in rows] == [1, 3]
+    assert [round(row.right, 2) for row in rows] == [0.0, 0.67]
+    assert abs(rows[1].stated - calibrated(0.97)) < 1e-9

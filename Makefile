@@ -23,7 +23,7 @@ parity: setup ## run every case of every system; table and reports/index.html
 	$(BIN)/parity run --html reports
 
 test: setup ## the regression suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 gauntlet: setup ## all faults and variations; writes docs/GAUNTLET.md
 	$(BIN)/parity gauntlet --jobs 2 --markdown docs/GAUNTLET.md --json reports/gauntlet.json

@@ -46,6 +46,13 @@ def _run(
     return result
 
 
+def _chosen(variation: Variation) -> bool:
+    """One dtype of each rewrite a case: float32 of the long one, bfloat16 of the small ones and of what exists only there. The gauntlet runs all."""
+    name = variation.name
+    only_half = name.startswith(("rope_rounded", "schedule_documented"))
+    return not name.startswith("plain_") and (only_half or not name.endswith(("frames_bfloat16", "variant_float32")))
+
+
 def _needs_history(variation: Variation) -> bool:
     return (
         variation.name.startswith(("cache", "attention_visible", "attention_flex")) and variation.dtype == torch.float32
@@ -55,13 +62,13 @@ def _needs_history(variation: Variation) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SYSTEM.cases, ids=lambda c: c.name)
 def test_the_port_without_faults_matches(case, dtype) -> None:
-    result, runs = run_case(case, Setting(dtype), diagnose=False)
+    result, runs = run_case(case, Setting(dtype), diagnose=False, free=dtype == torch.float32)
     assert result.verdict == "match", [d.key for d in result.divergences[:5]]
     assert set(result.coverage.kinds) >= KINDS - ({"schedule"} if case.name == "none" else set())
     assert result.coverage.compared > 0.75 * result.coverage.reference
     assert not result.coverage.unaligned_reference
     assert not result.coverage.unaligned_port
-    assert runs.free is not None
+    assert (runs.free is not None) == (dtype == torch.float32)
     if case.name == "video":
         assert result.coverage.kinds["frame"] == 2
 
@@ -80,9 +87,7 @@ def test_a_fault_is_found_where_the_specification_says(fault, prepared) -> None:
         assert result.first.coords.get(axis) == index, result.first.key
 
 
-@pytest.mark.parametrize(
-    "variation", [v for v in SYSTEM.variations if not v.name.startswith("plain_")], ids=lambda v: v.name
-)
+@pytest.mark.parametrize("variation", [v for v in SYSTEM.variations if _chosen(v)], ids=lambda v: v.name)
 def test_a_harmless_change_is_silent(variation, prepared) -> None:
     result = _run(variation, prepared, isolate=True, frames=None if _needs_history(variation) else 2)
     assert result.verdict == "match", [(d.key, d.error, d.floor, d.tier) for d in result.divergences[:5]]

@@ -6,7 +6,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 # (score of the test, share of right causes), fitted on the gauntlet of all systems by `parity gauntlet --json`, key "calibration".
-POINTS: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
+POINTS: tuple[tuple[float, float], ...] = (
+    (0.5685, 0.0441),
+    (0.8124, 0.3034),
+    (0.927, 0.6766),
+    (0.9529, 0.92),
+    (0.9616, 0.9351),
+    (0.9733, 0.9903),
+)
 
 
 def calibrated(score: float, points: Sequence[tuple[float, float]] = POINTS) -> float:

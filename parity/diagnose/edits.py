@@ -40,38 +40,24 @@ PICTURE = frozenset(["frame", "video", "image"])
 
 def left_out(ev: Evidence) -> Iterator[Explanation]:
     """P is what the reference's operations give with one of them left out."""
-    found = _bypassed(ev, "ref")
-    if found is None:
-        yield from _stretch(ev, "ref")
-        return
-    op, kept, residual = found
-    class_id = _class_of(ev, op)
-    text = f"the port leaves out {describe(op)}: the reference's operations without it give P"
-    yield Explanation(
-        text,
-        residual,
-        sure(ev, residual, _trust(op)),
-        {"operation": op.name, "source": op.source, "kept": kept},
-        class_id,
-    )
+    yield from _one_less(ev, "ref", "the port leaves out {}: the reference's operations without it give P")
 
 
 def added(ev: Evidence) -> Iterator[Explanation]:
     """R is what the port's operations give with one of them left out."""
-    found = _bypassed(ev, "port")
+    yield from _one_less(ev, "port", "the port also runs {}: its operations without it give R")
+
+
+def _one_less(ev: Evidence, side: str, sentence: str) -> Iterator[Explanation]:
+    """One operation that only one side runs; where no single one explains it, a stretch of them."""
+    found = _bypassed(ev, side)
     if found is None:
-        yield from _stretch(ev, "port")
+        yield from _stretch(ev, side)
         return
     op, kept, residual = found
-    class_id = "N6" if op.name in RESIDUAL else _class_of(ev, op)
-    text = f"the port also runs {describe(op)}: its operations without it give R"
-    yield Explanation(
-        text,
-        residual,
-        sure(ev, residual, _trust(op)),
-        {"operation": op.name, "source": op.source, "kept": kept},
-        class_id,
-    )
+    class_id = "N6" if side == "port" and op.name in RESIDUAL else _class_of(ev, op)
+    parameters = {"operation": op.name, "source": op.source, "kept": kept}
+    yield Explanation(sentence.format(describe(op)), residual, sure(ev, residual, _trust(op)), parameters, class_id)
 
 
 def exchanged(ev: Evidence) -> Iterator[Explanation]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
-import torch
 
 from fixtures.synthetic.case import SYSTEM
 from parity.gauntlet import Runner, Score
@@ -26,15 +24,6 @@ QUICK = (
 )  # fmt: skip
 # Plain Python that is over by the time it shows: the line named is where it shows.
 ELSEWHERE = {"text_template_missing"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors are tiny: more threads only wait for each other."""
-    kept = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(kept)
 
 
 @cache

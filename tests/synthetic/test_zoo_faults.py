@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -19,15 +18,6 @@ from fixtures.synthetic.models.witness import Event, culprit, first_difference, 
 
 SIZES = {"W": 14, "P": 7, "A": 11, "N": 8, "T": 9, "C": 10, "V": 11, "K": 9, "Q": 7, "D": 4, "S": 3}
 CLASSES = {f"{family}{i}" for family, count in SIZES.items() for i in range(1, count + 1)} - {"C4"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors are tiny: more threads only wait for each other."""
-    kept = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(kept)
 
 
 @cache

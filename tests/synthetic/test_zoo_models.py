@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,15 +13,6 @@ from fixtures.synthetic.models import NAMES, load
 from fixtures.synthetic.models.seams import resolve
 from fixtures.synthetic.models.weights import cast
 from fixtures.synthetic.models.witness import Event, observe, relative_error
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors are tiny: more threads only wait for each other."""
-    kept = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(kept)
 
 
 def calls_of(events: list[Event], target: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -17,15 +16,6 @@ from fixtures.synthetic.variations import VARIATIONS
 from fixtures.synthetic.variations.variation import ZooVariation
 
 QUICK = tuple(v for v in VARIATIONS if not v.slow)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors are tiny: more threads only wait for each other."""
-    kept = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(kept)
 
 
 @cache

@@ -28,6 +28,9 @@ _SKIPPED = (
     "<",
     *(os.path.dirname(_EINOPS.origin) for _ in range(1) if _EINOPS is not None and _EINOPS.origin),
 )
+_RECORDING = tuple(
+    os.path.join(_HERE, part) for part in ("capture/recorder.py", "capture/nested.py", "capture/probes.py", "trace/")
+)
 _MOST_ELEMENTS = 1 << 21  # larger values are not kept
 _MOST_OPS = 4000
 _PLACE = object()  # of a tensor among the arguments of a logged operation
@@ -181,7 +184,7 @@ def source_line() -> tuple[str, str] | None:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith(f"{_HERE}/capture/") and name != __file__:
+        if name.startswith(_RECORDING):
             return None
         if not name.startswith(_SKIPPED):
             return f"{name}:{frame.f_lineno}", linecache.getline(name, frame.f_lineno).strip()

@@ -215,7 +215,11 @@ def _first_line(error: Exception) -> str:
 
 def _origin(error: Exception) -> str:
     """Return file:line of the innermost frame outside torch and parity."""
-    skipped = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(torch.__file__)), "<")
+    skipped = (
+        os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        os.path.dirname(os.path.abspath(torch.__file__)),
+        "<",
+    )
     frame, found = error.__traceback__, "?"
     while frame is not None:
         name = frame.tb_frame.f_code.co_filename

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from parity.align.traces import align
 from parity.capture import split_inputs
 from parity.capture.environment import environment_differences
-from parity.capture.probes import Modules, Probe
+from parity.capture.probes import RESULT, Function, Modules, Probe
 from parity.capture.upcast import upcast_in_place
 from parity.case import Case, Setting, Side
 from parity.compare.floors import FIXED, Floors
@@ -213,15 +215,19 @@ def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | 
     """Wrap a given model as a side of a case: it is never rebuilt, and only copies of it are upcast."""
     function, module = model if isinstance(model, tuple) else (None, model)
     args, kwargs = split_inputs(inputs)
+    program = types.SimpleNamespace(run=function)  # what it returns is seen when it is called through here
+    seen = probes or (lambda current: [Modules(current)])
+    results = [Function(program, "run", RESULT, kind="output")] if function is not None else []
 
     def run(current: nn.Module, given: Any) -> Any:
         # The inputs belong to the side, not to the case: cloned, so that a model that writes into them harms nobody.
-        own_args, own_kwargs = _copy_tensors((args, kwargs))
+        own_args, own_kwargs = _copied((args, kwargs))
         if next((p.dtype for p in current.parameters()), None) is torch.float64 or getattr(
             current, "_parity_upcast", False
         ):
             own_args, own_kwargs = upcast_in_place((own_args, own_kwargs))
-        return function(current, *own_args, **own_kwargs) if function is not None else current(*own_args, **own_kwargs)
+        called = current if function is None else functools.partial(program.run, current)
+        return called(*own_args, **own_kwargs)
 
     def upcast(current: nn.Module) -> nn.Module:
         wide: nn.Module = upcast_in_place(copy.deepcopy(current))
@@ -231,16 +237,21 @@ def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | 
     return Side(
         build=lambda setting: module,
         run=run,
-        probes=probes or (lambda current: [Modules(current)]),
+        probes=lambda current: [*seen(current), *results],
         modules=lambda current: {"": current},
         upcast=upcast,
     )
 
 
-def _copy_tensors(value: Any) -> Any:
+def _copied(value: Any) -> Any:
+    """Copy arguments for one run, whole: a cache object too, and two names of one tensor stay two names of one tensor."""
     from parity.capture import nested
 
-    return nested.replace(value, lambda path, t: t.detach().clone())
+    whole = {id(t): t.detach().clone() for _, t in nested.tensors(value) if t.requires_grad and not t.is_leaf}
+    try:
+        return copy.deepcopy(value, whole)
+    except Exception:  # something in it cannot be copied (a generator, a lock): its tensors are
+        return nested.replace(value, lambda path, t: t.detach().clone())
 
 
 def _pair_of_inputs(inputs: Any) -> tuple[Any, Any]:

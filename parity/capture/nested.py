@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -18,7 +20,10 @@ def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors(child, f"{path}.{name}" if path else name)
 
 
-def replace(value: Any, change: Callable[[str, Tensor], Tensor | None], path: str = "") -> Any:
+Change = Callable[[str, Tensor], Tensor | None]
+
+
+def replace(value: Any, change: Change, path: str = "") -> Any:
     """Return `value` with tensors replaced where `change(path, tensor)` gives one; the very same object when nothing changes."""
     if isinstance(value, Tensor):
         new = change(path, value)
@@ -28,6 +33,75 @@ def replace(value: Any, change: Callable[[str, Tensor], Tensor | None], path: st
     if all(changed[name] is child for name, child in children):
         return value
     return _rebuild(value, changed)
+
+
+def put(value: Any, change: Change, fixed: Container[int] = (), path: str = "", *, held: bool = False) -> Any:
+    """Replace tensors as `replace` does, but where they live: what others hold on to stays the object that it is.
+
+    A dict, a list or a record that can be written is somebody's state: what it holds, at any depth, is overwritten in its own storage, so that every
+    alias sees it. `fixed`: storages that must not be written (weights, buffers); there, and where a tensor cannot be written, the container gets
+    another tensor, or what it holds stays as it was.
+    """
+    if isinstance(value, Tensor):
+        new = change(path, value)
+        if new is None:
+            return value
+        if not held:
+            return new
+        return value if overwrite(value, new, fixed) else new
+    writable = _is_writable(value)
+    changed = {}
+    children = list(_children(value))
+    for name, child in children:
+        inner = f"{path}.{name}" if path else name
+        changed[name] = put(child, change, fixed, inner, held=held or writable)
+    if all(changed[name] is child for name, child in children):
+        return value
+    if writable:
+        _write_children(value, changed)
+        return value
+    return value if held and dataclasses.is_dataclass(value) else _rebuild(value, changed)
+
+
+def _is_writable(value: Any) -> bool:
+    """Tell whether a container is state that its holder may go on writing; what a model returns as a record (`ModelOutput`) is none."""
+    if isinstance(value, MutableMapping):
+        return not hasattr(value, "to_tuple")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return not value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return isinstance(value, list)
+
+
+def _write_children(value: Any, changed: Mapping[str, Any]) -> None:
+    if isinstance(value, MutableMapping):
+        for key in list(value):
+            if changed[str(key)] is not value[key]:
+                value[key] = changed[str(key)]
+    elif isinstance(value, list):
+        value[:] = [changed[str(i)] for i in range(len(value))]
+    else:
+        for name, new in changed.items():
+            if new is not getattr(value, name, None):
+                setattr(value, name, new)
+
+
+def overwrite(old: Tensor, new: Tensor, fixed: Container[int]) -> bool:
+    """Write `new` into the storage of `old`; tell whether that was possible."""
+    if old.is_inference() or old.shape != new.shape or storage_of(old) in fixed:
+        return False
+    if any(stride == 0 and size > 1 for stride, size in zip(old.stride(), old.shape, strict=True)):
+        return False
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        old.detach().copy_(new)
+    return True
+
+
+def storage_of(value: Tensor) -> int:
+    """Return what tells the memory of one tensor from that of others."""
+    try:
+        return value.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # no storage of its own (sparse, wrapped)
+        return 0
 
 
 def _children(value: Any) -> list[tuple[str, Any]]:

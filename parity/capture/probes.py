@@ -13,6 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 
+RESULT = "result"  # the site of what a program returns that is more than one module
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of an observed function: its arguments by name (`self` included for methods patched on a class), and its result."""

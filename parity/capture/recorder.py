@@ -74,6 +74,10 @@ class Recorder:
         self._counts: Counter[tuple[str, tuple[tuple[str, int], ...]]] = Counter()
         self._stack = ExitStack()
         self._paused = 0
+        self._fixed: set[int] = set()  # storages that no replaced value may be written into
+        self._lent: list[
+            list[tuple[Tensor, Tensor, int]]
+        ] = []  # of each open call: argument, what stands for it, its version
         self._returned = ""  # where the code begins whose result is being recorded
 
     def __enter__(self) -> Recorder:
@@ -81,6 +85,9 @@ class Recorder:
             for probe in self.probes:
                 if isinstance(probe, Modules):
                     self._attach_modules(probe)
+                    if self.override is not None:
+                        held = (*probe.root.parameters(), *probe.root.buffers())
+                        self._fixed.update(nested.storage_of(value) for value in held)
             for owner, name, group in _by_target(self.probes):
                 self._stack.callback(_wrap(owner, name, _untraced(functools.partial(self._around, group))))
         except BaseException:
@@ -159,8 +166,10 @@ class Recorder:
             self._paused -= 1
 
     def _many(self, site: str, value: Any, kind: str, role: str) -> Any:
-        """Record every tensor inside `value`; return `value` with replacements."""
-        return nested.replace(value, lambda path, t: self.record(f"{site}.{path}" if path else site, t, kind, role))
+        """Record every tensor inside `value`; return `value` with replacements, which are written where the values live."""
+        return nested.put(
+            value, lambda path, t: self.record(f"{site}.{path}" if path else site, t, kind, role), self._fixed
+        )
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -181,6 +190,7 @@ class Recorder:
         if observed and probe.inputs:
             # Still the caller's: whoever calls this module made its inputs.
             changed = self._record_inputs(probe, site, _argument_names(cast(Any, type(module))), args, kwargs)
+        self._lent.append(_lent((args, kwargs), changed) if self.override is not None and changed else [])
         self.modules.append(site)
         self._turns.append(Counter())
         return changed
@@ -207,6 +217,9 @@ class Recorder:
         if self.modules and self.modules[-1] == site:
             self.modules.pop()
             self._turns.pop()
+            for old, stand_in, version in self._lent.pop():
+                if stand_in._version != version:  # the module wrote into its argument: its caller must see that
+                    nested.overwrite(old, stand_in, self._fixed)
         return new if new is not result else None
 
     # -- functions ----------------------------------------------------------------------------------------------------
@@ -298,6 +311,17 @@ class Recorder:
             return label
         module = self.modules[-1] if self.modules else ""
         return label.replace("{module}", module) if module else label.replace("{module}.", "").replace("{module}", "")
+
+
+def _lent(given: Any, changed: Any) -> list[tuple[Tensor, Tensor, int]]:
+    """Return the arguments that other tensors stand for in this call, with the stand-ins and their versions."""
+    (args, kwargs), (new_args, new_kwargs) = given, changed
+    pairs = [*zip(args, new_args, strict=True), *((kwargs[k], new_kwargs[k]) for k in kwargs)]
+    return [
+        (old, new, new._version)
+        for old, new in pairs
+        if isinstance(old, Tensor) and old is not new and not new.is_inference()
+    ]
 
 
 def _begins(function: Callable[..., Any]) -> str:

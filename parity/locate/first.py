@@ -25,7 +25,15 @@ def owner(divergence: Divergence, reference: Trace, compared: Container[str] | N
         return divergence.module or divergence.site
     if compared is not None and record.role == "in":
         record = _maker(record, reference, compared)
+    if record.kind == "output" and not record.module:
+        return _program(reference)
     return record.module or record.site.partition(".in.")[0]
+
+
+def _program(reference: Trace) -> str:
+    """Return what stands for the code outside every module: the outermost module that it calls."""
+    first = next((r for r in reference if r.role == "in" and not r.module), None)
+    return first.site.partition(".in.")[0] if first is not None else "model"
 
 
 def _maker(record: Record, reference: Trace, compared: Container[str]) -> Record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,10 +280,13 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str,
         upcast, tolerance = False, NEAR
         reference, port = (run_side(case, which, setting) for which in ("reference", "port"))
 
-    def rerun(names: NameMap) -> Trace:
-        return run_side(
-            replace(case, names=names), "port", setting, upcast=upcast, override=grafting(reference.trace)
-        ).trace
+    graft = grafting(reference.trace)
+
+    def rerun(names: NameMap, sites: Collection[str] | None) -> Trace:
+        def some(site: str, coords: Mapping[str, int], value: Tensor) -> Tensor | None:
+            return graft(site, coords, value) if sites is None or site in sites else None
+
+        return run_side(replace(case, names=names), "port", setting, upcast=upcast, override=some).trace
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
     names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance)

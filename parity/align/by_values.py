@@ -31,13 +31,21 @@ class Matches:
 
     found: dict[str, tuple[str, str]] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    barred: set[tuple[str, str]] = field(default_factory=set)  # pairs that values have vetoed
 
     def add(self, port: str, reference: str, how: str) -> bool:
-        if port in self.found or reference in self.taken:
+        if port in self.found or reference in self.taken or (port, reference) in self.barred:
             return False
         self.found[port] = (reference, how)
         self.taken.add(reference)
         return True
+
+    def bar(self, port: str, reference: str) -> None:
+        """Take a pair back, for good."""
+        self.barred.add((port, reference))
+        if self.found.get(port, ("", ""))[0] == reference:
+            del self.found[port]
+            self.taken.discard(reference)
 
 
 # -- by value ---------------------------------------------------------------------------------------------------------

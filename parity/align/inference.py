@@ -8,17 +8,15 @@ between two aligned calls, only where the result of that stretch differs: other 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from parity.align.by_values import (
     NEAR,
-    Layouts,
     Matches,
     agree,
     match_between,
@@ -28,23 +26,15 @@ from parity.align.by_values import (
     module_of,
 )
 from parity.align.by_weights import Fusion, WeightMatch, held_leaves, match_weights
-from parity.capture.probes import root_label
+from parity.align.trials import Hypothesis, renamed, try_pairs
+from parity.align.written import Known, Sides, write_map
+from parity.capture.probes import RESULT, root_label
 from parity.trace import Record, Trace
-from parity.trace.names import NameMap, Rule, Split
+from parity.trace.names import NameMap
 
-Rerun = Callable[[NameMap], Trace]
-Known = Mapping[str, tuple[str, Mapping[str, int]]]  # port site -> einops pattern and sizes
-
-
-@dataclass(frozen=True)
-class Sides:
-    """What one run of both models showed: the first record of each site, in order."""
-
-    reference: Trace
-    port: Trace
-    refs: Mapping[str, Record]
-    ports: Mapping[str, Record]
-    tolerance: float  # of moments of equal values
+Rerun = Callable[
+    [NameMap, Collection[str] | None], Trace
+]  # under a map, with the reference's values at some of its sites (None: at all)
 
 
 def infer_names(
@@ -60,7 +50,7 @@ def infer_names(
     Both traces come from one run of the two models on the same inputs; only the first record of each site is looked at. `rerun` runs the port again under a
     map, with the reference's value put in place of each that the map aligns. `tolerance` is what moments of equal values may be off by.
     """
-    sides = Sides(reference, port, _firsts(reference), _firsts(port), tolerance)
+    sides = Sides(reference, port, _firsts(reference), _firsts(port), tolerance, port)
     labels = tuple(root_label(name for name, _ in root.named_children()) for root in (ref_root, port_root))
     ref_ran, port_ran = _ran(reference, labels[0]), _ran(port, labels[1])
     weights = match_weights(ref_root, port_root, ref_ran, port_ran)
@@ -79,16 +69,90 @@ def infer_names(
     ):  # values of a free run are all that there is; a fault may have changed every one that follows it
         _match_what_is_left(matches, fused, sides, reference, port)
     layouts: Known = {}
-    if rerun is not None and (_loose(matches, fused, sides) or not _all_layouts_known(matches, sides)):
-        names, layouts = _write_map(matches, fused, sides, layouts, sure=True)
-        sides = replace(sides, port=_under_port_names(rerun(names)))
+    notes: list[str] = []
+    tested: set[str] = set()
+    if rerun is not None:
+        sides, layouts, notes = _test(matches, fused, sides, rerun)
+        tested |= set(matches.found)
         _match_what_is_left(matches, fused, sides, reference, sides.port)
     _match_places(matches, fused, sides)
-    names, _ = _write_map(matches, fused, sides, layouts)
+    if rerun is not None:
+        notes += _test_rest(matches, fused, sides, rerun, tested, layouts)
+    names, _ = write_map(matches, fused, sides, layouts)
     counts = Counter(how for _, how in matches.found.values())
     counts["fused weights"] += len(fused)
     text = ", ".join(f"{n} by {how}" for how, n in counts.most_common() if n)
-    return names, (f"aligned without a map: {text}",) if text else ()
+    return replace(names, inferred=True), (*((f"aligned without a map: {text}",) if text else ()), *notes)
+
+
+# -- trials -----------------------------------------------------------------------------------------------------------
+
+
+def _test(matches: Matches, fused: dict[str, Fusion], sides: Sides, rerun: Rerun) -> tuple[Sides, Known, list[str]]:
+    """Let values veto what was paired. Returns the sides after the differences that they confirm are taken out of the way, and the layouts of that run."""
+    names, layouts = write_map(matches, fused, sides, {})
+    hypotheses = _hypotheses(matches, fused, sides)
+    under = renamed(sides.free, names)
+    found = try_pairs(hypotheses, names, sides.reference, under, rerun, results_of(sides.reference), sides.same)
+    for one in found.wrong:
+        if one.port in fused:
+            matches.taken.difference_update(fused.pop(one.port).leaves)
+        for site in one.references:
+            matches.bar(one.port, site)
+    notes = _said(found.wrong)
+    if found.unclear and _loose(matches, fused, sides):  # a difference that no trial explains hides what follows it
+        names, layouts = write_map(matches, fused, sides, {}, sure=True)
+        return replace(sides, port=_under_port_names(rerun(names, None))), layouts, notes
+    if found.healed is not None:
+        return replace(sides, port=_under_port_names(found.healed)), layouts, notes
+    return sides, {}, notes
+
+
+def _test_rest(
+    matches: Matches, fused: Mapping[str, Fusion], sides: Sides, rerun: Rerun, tested: set[str], layouts: Known
+) -> list[str]:
+    """Keep what was paired by its place, or by moments, only where its values agree or where the reference's value heals what follows."""
+    new = set(matches.found) - tested
+    if not new:
+        return []
+    names, _ = write_map(matches, fused, sides, layouts)
+    hypotheses = [h for h in _hypotheses(matches, {}, sides) if h.port in new]
+    under = renamed(sides.free, names)
+    found = try_pairs(hypotheses, names, sides.reference, under, rerun, results_of(sides.reference), sides.same)
+    kept = {h.port for h in (*found.confirmed, *(h for h in hypotheses if h.how == "name pattern"))}
+    dropped = [h for h in hypotheses if h in found.wrong or (h.port not in kept and h in found.unclear)]
+    for one in dropped:
+        matches.bar(one.port, one.references[0])
+    return _said(dropped)
+
+
+def _hypotheses(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> list[Hypothesis]:
+    found = [Hypothesis(port, (ref,), how, sides.refs[ref].order) for port, (ref, how) in matches.found.items()]
+    whole = [
+        Hypothesis(leaf, fusion.leaves, "fused weights", sides.refs[fusion.leaves[0]].order)
+        for leaf, fusion in fused.items()
+    ]
+    return found + whole
+
+
+def results_of(trace: Trace) -> tuple[str, ...]:
+    """Return the sites of what a run returns: of its program, or of its outermost module."""
+    sites = trace.sites()
+    program = tuple(s for s in sites if s.partition(".")[0] == RESULT)
+    root = trace.records[0].site.partition(".in.")[0] if trace.records else ""
+    return program or tuple(s for s in sites if (s == root or s.startswith(f"{root}.")) and ".in." not in s)
+
+
+def _said(wrong: Sequence[Hypothesis]) -> list[str]:
+    """Write one note a template of what values have vetoed."""
+    by_template: dict[tuple[str, str], list[Hypothesis]] = {}
+    for one in wrong:
+        by_template.setdefault(one.template, []).append(one)
+    return [
+        f"{group[0].port} is not {', '.join(group[0].references)} (paired by {group[0].how}"
+        f"{f', and {len(group) - 1} like it' if len(group) > 1 else ''}): later values agree without it; not compared"
+        for group in by_template.values()
+    ]
 
 
 # -- containers -------------------------------------------------------------------------------------------------------
@@ -255,72 +319,3 @@ def _under_port_names(trace: Trace) -> Trace:
         if own.key not in plain:
             plain.add(own, trace.tensor(record.key))
     return plain
-
-
-# -- the map ----------------------------------------------------------------------------------------------------------
-
-
-def _write_map(
-    matches: Matches, fused: Mapping[str, Fusion], sides: Sides, before: Known, sure: bool = False
-) -> tuple[NameMap, Known]:
-    """Write the pairs as rules. Returns the map and the layouts in it.
-
-    before: layouts that the port's run was recorded under. sure: write only layouts that values have shown.
-    """
-    layouts = _learn(matches, sides, before)
-    rules, written = [], dict(before)
-    for site in sorted(matches.found, key=lambda s: sides.ports[s].order):
-        name, how = matches.found[site]
-        r, p = sides.refs[name], sides.ports[site]
-        if site not in before and (layouts.known(r.shape, p.shape) or not sure):
-            written[site] = layouts.find(
-                name, r.shape, p.shape, sides.reference.tensor(r.key), sides.port.tensor(p.key)
-            )
-        pattern, sizes = written.get(site, ("", {}))
-        also = _same_input(site, fused, matches, sides)
-        if site != name or pattern or also:
-            rules.append(
-                Rule(port=re.escape(site), reference=_literal(name), layout=pattern, sizes=sizes, also=also, how=how)
-            )
-    for leaf, fusion in fused.items():
-        sizes_of = fusion.sizes if len(set(fusion.sizes)) > 1 else ()
-        rules.append(Rule(port=re.escape(leaf), split=Split(-1, fusion.leaves, sizes_of), how="fused weights"))
-    rules += [
-        _renamed(site) for site in sides.ports if site not in matches.found and site not in fused and site in sides.refs
-    ]
-    return NameMap(tuple(rules)), {site: found for site, found in written.items() if found[0]}
-
-
-def _learn(matches: Matches, sides: Sides, before: Known) -> Layouts:
-    layouts = Layouts()
-    for site, (name, _) in matches.found.items():
-        if site not in before:
-            layouts.learn(sides.reference.tensor(sides.refs[name].key), sides.port.tensor(sides.ports[site].key))
-    return layouts
-
-
-def _all_layouts_known(matches: Matches, sides: Sides) -> bool:
-    layouts = _learn(matches, sides, {})
-    return all(
-        layouts.known(sides.refs[name].shape, sides.ports[site].shape) for site, (name, _) in matches.found.items()
-    )
-
-
-def _same_input(site: str, fused: Mapping[str, Fusion], matches: Matches, sides: Sides) -> tuple[str, ...]:
-    """Return the inputs of the other parts of a fused projection: they are the same tensor as the one that is paired."""
-    leaf, found, argument = site.partition(".in.")
-    if not found or leaf not in fused:
-        return ()
-    shape = sides.ports[site].shape
-    same = [f"{part}.in.{argument}" for part in fused[leaf].leaves]
-    same = [s for s in same if s in sides.refs and s not in matches.taken and sides.refs[s].shape == shape]
-    return tuple(_literal(s) for s in same)
-
-
-def _literal(name: str) -> str:
-    return name.replace("\\", "\\\\")
-
-
-def _renamed(site: str) -> Rule:
-    """A port site whose name belongs to another reference site: keep the two apart."""
-    return Rule(port=re.escape(site), reference=f"port:{site}")

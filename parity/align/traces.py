@@ -84,7 +84,7 @@ def _finish(
 ) -> Alignment:
     paired = {p.reference.key: p for p in pairs}
     # Only names promise that a call has a counterpart: values that happen to agree at one call promise nothing about the others.
-    named = [p for p in pairs if p.how in ("name", "map")]
+    named = [p for p in pairs if p.how in ("name", "map") and names.promises(p.port.origin or p.port.site)]
     ref_sites = {p.reference.site for p in named}
     port_sites = {p.port.site for p in named}
     missing: list[Record] = []

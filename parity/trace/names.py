@@ -87,9 +87,13 @@ class Target:
 
 @dataclass(frozen=True)
 class NameMap:
-    """An ordered list of rules. Sites that no rule matches keep their name."""
+    """An ordered list of rules. Sites that no rule matches keep their name.
+
+    inferred: nobody gave this map as a whole: a site without a rule of the user's own is paired by a hypothesis, which promises nothing.
+    """
 
     rules: tuple[Rule, ...] = ()
+    inferred: bool = False
 
     def __post_init__(self) -> None:
         compiled = [(re.compile(rule.port), rule) for rule in self.rules if rule.port]
@@ -123,6 +127,13 @@ class NameMap:
             first = found.expand(rule.reference) if rule.reference else site
             return tuple(Target(name, rule.layout, rule.sizes) for name in (first, *map(found.expand, rule.also)))
         return (Target(site),)
+
+    def promises(self, site: str) -> bool:
+        """Tell whether the pair of a port site was given: then each of its calls has a counterpart. One that was inferred says nothing of that."""
+        if not self.inferred:
+            return True
+        rule = next((rule for pattern, rule in self._compiled if pattern.fullmatch(site)), None)  # type: ignore[attr-defined]
+        return rule is not None and rule.how == "map"
 
     def evidence(self) -> dict[str, str]:
         """Return reference site -> how it was aligned, for inferred maps (whose references are plain names)."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parity.align.inference import Inferred, infer_names
 from parity.align.traces import align
 from parity.capture import split_inputs
 from parity.capture.environment import environment_differences
@@ -48,7 +49,7 @@ def check(
     isolate: bool = True,
     probes: Callable[[Any], Sequence[Probe]] | None = None,
     port_probes: Callable[[Any], Sequence[Probe]] | None = None,
-    allow_unaligned: float = 0.5,
+    allow_unaligned: float | None = None,
     label: str = "check",
     zoom: str = "",
 ) -> Result:
@@ -59,7 +60,8 @@ def check(
     names: a name map (rules, or a YAML file); without one, records are aligned by names, weights, order, shapes and values.
     floor: "auto" measures what a right port may be off by; a number is a fixed relative tolerance.
     isolate: also compare every site alone in float64, which finds faults below the noise and all independent ones at once.
-    allow_unaligned: share of the reference's sites that may stay without a partner.
+    allow_unaligned: share of the reference's sites that may stay without a partner; half of them when not given, and any where the results of both
+        sides agree in float64 (then the whole is known to be right, however little of its inside can be compared).
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
 
     >>> parity.check(official, mine, (x, t)).verdict
@@ -81,14 +83,17 @@ def check(
     setting = Setting(dtype=_dtype(_module(reference)))
     notes: tuple[str, ...] = ()
     if names is None:
-        case, notes = _with_inferred_names(case, setting)
+        case, inferred = _with_inferred_names(case, setting)
+        notes = inferred.notes
+        if allow_unaligned is None and inferred.sound:
+            allow_unaligned = 1.0
     result, _ = run_case(
         case,
         setting,
         isolate=isolate,
         free=False,
         fixed=None if floor == "auto" else float(floor),
-        allowance=allow_unaligned,
+        allowance=0.5 if allow_unaligned is None else allow_unaligned,
         zoom=zoom,
     )
     command = (
@@ -268,10 +273,9 @@ def _names(names: Names) -> NameMap:
     return parse_names(names)
 
 
-def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str, ...]]:
+def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
     """Align two models that nobody wrote a map for: from names, weights, values, order and shapes of one run, in float64 where they can."""
     from parity.align.by_values import NEAR
-    from parity.align.inference import infer_names
 
     upcast, tolerance = True, 1e-5
     try:
@@ -289,8 +293,8 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str,
         return run_side(replace(case, names=names), "port", setting, upcast=upcast, override=some).trace
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
-    names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance)
-    return replace(case, names=names), notes
+    found = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance)
+    return replace(case, names=found.names), found
 
 
 def _trace_evidence(first: Divergence, alignment: Any, reference: Trace, port: Trace) -> Evidence | None:

@@ -144,6 +144,21 @@ def pair_parameters(ref: ModuleState, port: ModuleState) -> dict[str, tuple[Tens
     return pairs | {n: (None, t) for n, t in right.items() if n in own}
 
 
+def changed_leaves(ref_root: nn.Module, port_root: nn.Module, match: WeightMatch) -> set[str]:
+    """Return port leaves some weight of which holds other numbers than its partners, of the same name there, do together."""
+    refs, ports = _weights(ref_root, None), _weights(port_root, None)
+    pairs = {leaf: (ref,) for leaf, ref in match.leaves.items()} | {leaf: f.leaves for leaf, f in match.fused.items()}
+    changed = set()
+    for name, value in ports.items():
+        parts = [refs.get(f"{leaf}.{_suffix(name)}") for leaf in pairs.get(leaf_of(name), ())]
+        known = [part.flatten() for part in parts if part is not None]
+        if known and len(known) == len(parts) and sum(map(len, known)) == value.numel():
+            whole = torch.cat([part.double() for part in known])
+            if off(moments(whole), moments(value)) > _EQUAL:
+                changed.add(leaf_of(name))
+    return changed
+
+
 def leaf_of(name: str) -> str:
     """Return the module that owns the parameter `name`."""
     return name.rpartition(".")[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from parity.align.by_values import (
     match_values,
     module_of,
 )
-from parity.align.by_weights import Fusion, WeightMatch, held_leaves, match_weights
+from parity.align.by_weights import Fusion, WeightMatch, changed_leaves, held_leaves, match_weights
 from parity.align.trials import Hypothesis, renamed, try_pairs
 from parity.align.written import Known, Sides, write_map
 from parity.capture.probes import RESULT, root_label
@@ -37,6 +37,15 @@ Rerun = Callable[
 ]  # under a map, with the reference's values at some of its sites (None: at all)
 
 
+@dataclass(frozen=True)
+class Inferred:
+    """A map that nobody wrote. sound: in float64, every result of the two runs agrees with nothing exchanged."""
+
+    names: NameMap
+    notes: tuple[str, ...]
+    sound: bool
+
+
 def infer_names(
     reference: Trace,
     port: Trace,
@@ -44,8 +53,8 @@ def infer_names(
     port_root: nn.Module,
     rerun: Rerun | None = None,
     tolerance: float = NEAR,
-) -> tuple[NameMap, tuple[str, ...]]:
-    """Return a map from port sites to reference sites, and notes on the evidence.
+) -> Inferred:
+    """Return a map from port sites to reference sites, with notes on the evidence.
 
     Both traces come from one run of the two models on the same inputs; only the first record of each site is looked at. `rerun` runs the port again under a
     map, with the reference's value put in place of each that the map aligns. `tolerance` is what moments of equal values may be off by.
@@ -71,27 +80,38 @@ def infer_names(
     layouts: Known = {}
     notes: list[str] = []
     tested: set[str] = set()
+    sound = False
     if rerun is not None:
-        sides, layouts, notes = _test(matches, fused, sides, rerun)
+        changed = changed_leaves(ref_root, port_root, WeightMatch(weights.leaves, fused))
+        sides, layouts, notes, sound = _test(matches, fused, sides, rerun, changed)
         tested |= set(matches.found)
         _match_what_is_left(matches, fused, sides, reference, sides.port)
     _match_places(matches, fused, sides)
     if rerun is not None:
         notes += _test_rest(matches, fused, sides, rerun, tested, layouts)
     names, _ = write_map(matches, fused, sides, layouts)
+    return Inferred(replace(names, inferred=True), (*_counted(matches, fused), *notes), sound)
+
+
+def _counted(matches: Matches, fused: Mapping[str, Fusion]) -> tuple[str, ...]:
     counts = Counter(how for _, how in matches.found.values())
     counts["fused weights"] += len(fused)
     text = ", ".join(f"{n} by {how}" for how, n in counts.most_common() if n)
-    return replace(names, inferred=True), (*((f"aligned without a map: {text}",) if text else ()), *notes)
+    return (f"aligned without a map: {text}",) if text else ()
 
 
 # -- trials -----------------------------------------------------------------------------------------------------------
 
 
-def _test(matches: Matches, fused: dict[str, Fusion], sides: Sides, rerun: Rerun) -> tuple[Sides, Known, list[str]]:
+def _test(
+    matches: Matches, fused: dict[str, Fusion], sides: Sides, rerun: Rerun, changed: set[str]
+) -> tuple[Sides, Known, list[str], bool]:
     """Let values veto what was paired. Returns the sides after the differences that they confirm are taken out of the way, and the layouts of that run."""
     names, layouts = write_map(matches, fused, sides, {})
-    hypotheses = _hypotheses(matches, fused, sides)
+    hypotheses = [
+        replace(h, changed=module_of(sides.ports[h.port]) in changed and sides.ports[h.port].role == "out")
+        for h in _hypotheses(matches, fused, sides)
+    ]
     under = renamed(sides.free, names)
     found = try_pairs(hypotheses, names, sides.reference, under, rerun, results_of(sides.reference), sides.same)
     for one in found.wrong:
@@ -102,10 +122,10 @@ def _test(matches: Matches, fused: dict[str, Fusion], sides: Sides, rerun: Rerun
     notes = _said(found.wrong)
     if found.unclear and _loose(matches, fused, sides):  # a difference that no trial explains hides what follows it
         names, layouts = write_map(matches, fused, sides, {}, sure=True)
-        return replace(sides, port=_under_port_names(rerun(names, None))), layouts, notes
+        return replace(sides, port=_under_port_names(rerun(names, None))), layouts, notes, found.sound
     if found.healed is not None:
-        return replace(sides, port=_under_port_names(found.healed)), layouts, notes
-    return sides, {}, notes
+        return replace(sides, port=_under_port_names(found.healed)), layouts, notes, found.sound
+    return sides, {}, notes, found.sound
 
 
 def _test_rest(

@@ -41,6 +41,7 @@ class Hypothesis:
     references: tuple[str, ...]
     how: str
     order: int  # of the first of them in the reference's run
+    changed: bool = False  # the module that makes the value holds other weights: a difference that changes nothing is one all the same
 
     @property
     def template(self) -> tuple[str, str]:
@@ -166,14 +167,14 @@ def try_pairs(
         done.add(one.template)
         group = [h for h in hypotheses if h.template == one.template and _differs(h, state.errors, tolerance)]
         sites = {site for h in group for site in h.references}
-        decided = _reordered(group, reference, state.trace) or None
+        decided = _reordered(group, reference, state.trace)
         trial: Trace | None = None
         if decided is None and swap is not None and state.runs < MOST_TRIALS:
             state.runs += 1
             trial = swap(names, state.swapped | sites)
             after = site_errors(reference, trial)
             decided = _effect(state.errors, after, sites, reference)
-        if decided is None and sound:
+        if decided is None and sound and not one.changed:
             decided = False  # whatever it is, the port is right without it
         if decided is False:
             wrong += group

@@ -14,8 +14,11 @@ RESNET_EPS = 1e-5
 
 
 def to_rows(x: Tensor) -> Tensor:
-    """Clip -> rows `(b f) c h w`, frame fastest; an image stays as it is."""
-    return rearrange(x, "b c f h w -> (b f) c h w") if x.dim() == 5 else x
+    """Clip -> rows `(b f) c h w`, frame fastest; an image stays as it is.
+
+    Contiguous: torch's GroupNorm for channels-last strides loses four digits where a group has few elements.
+    """
+    return rearrange(x, "b c f h w -> (b f) c h w").contiguous() if x.dim() == 5 else x
 
 
 def from_rows(rows: Tensor, like: Tensor) -> Tensor:

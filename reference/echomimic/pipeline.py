@@ -181,11 +181,12 @@ def generate(
     maps: Sequence[NDArray[np.uint8]] | Tensor,
     call: Variant,
     noise: Tensor | None = None,
+    resize_first: bool = False,
 ) -> Generated:
     """A whole call: picture uint8 (h, w, 3), Whisper features (T, 5, d), pose maps uint8 (L, H, W, 3).
 
     L is the smallest of the asked length, the pose maps and the audio windows. `noise` (1, 4, L, h, w) replaces the
-    numbers that the seed would draw.
+    numbers that the seed would draw. `resize_first`: the picture comes from the standard caller, which resizes it itself.
     """
     dtype = models.vae.quant_conv.weight.dtype
     length = min(call.length, len(maps))
@@ -199,7 +200,7 @@ def generate(
         raise ValueError(f"noise has shape {tuple(noise.shape)}, this video needs {shape}")
     latents = prepare_latents(noise.to(dtype), models.scheduler)
     pose = models.pose_encoder(pose_maps.maps_to_tensor(maps)[:, :, :length].to(dtype))
-    ref = image.picture_to_tensor(picture, call.width, call.height, twice=not call.accelerated)
+    ref = image.picture_to_tensor(picture, call.width, call.height, twice=resize_first)
     banks = read_reference(models, reference_latent(models.vae, ref.to(dtype)), call)
     latents = denoise(models, latents, Conditions(sound, pose, banks), call)
     return Generated(latents, decode_video(models.vae, latents))

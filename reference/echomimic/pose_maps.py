@@ -83,14 +83,21 @@ def draw_pose(pose: Pose, ref_width: int = OFFICIAL_REF_WIDTH) -> Pixels:
     return np.ascontiguousarray(cv2.cvtColor(drawn, cv2.COLOR_BGR2RGB).transpose(2, 0, 1))
 
 
-def pose_map(pose: Pose, width: int, height: int, ref_width: int = OFFICIAL_REF_WIDTH) -> Pixels:
-    """The drawing on its canvas: uint8 `(width, height, 3)`, rows first, so right only for squares (quirk `pose-canvas`).
+def pose_map(pose: Pose, width: int, height: int, ref_width: int = OFFICIAL_REF_WIDTH, official: bool = True) -> Pixels:
+    """The drawing on its canvas: uint8.
 
-    Errors: ValueError where the drawing does not fit its place, as upstream.
+    `official`: the canvas is `(width, height, 3)`, rows first, so right only for squares, and a drawing that does not fit
+    its place raises ValueError (quirk `pose-canvas`). Otherwise it is `(height, width, 3)` and cuts what lies outside.
     """
-    canvas = np.zeros((width, height, 3), np.uint8)
     _, _, rb, re, cb, ce = pose.params
-    canvas[rb:re, cb:ce] = draw_pose(pose, ref_width).transpose(1, 2, 0)
+    drawn = draw_pose(pose, ref_width).transpose(1, 2, 0)
+    if official:
+        canvas = np.zeros((width, height, 3), np.uint8)
+        canvas[rb:re, cb:ce] = drawn
+        return canvas
+    canvas = np.zeros((height, width, 3), np.uint8)
+    rows, columns = slice(max(rb, 0), min(re, height)), slice(max(cb, 0), min(ce, width))
+    canvas[rows, columns] = drawn[rows.start - rb : rows.stop - rb, columns.start - cb : columns.stop - cb]
     return canvas
 
 

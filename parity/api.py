@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from parity.align.inference import Inferred, infer_names
 from parity.align.traces import align
+from parity.align.trials import SAME
 from parity.capture import split_inputs
 from parity.capture.environment import environment_differences
 from parity.capture.probes import RESULT, Function, Modules, Probe
 from parity.capture.upcast import upcast_in_place
-from parity.case import Case, Setting, Side
-from parity.compare.floors import FIXED, Floors
+from parity.case import Case, Rounded, Setting, Side
+from parity.compare.floors import FIXED, Floors, is_low_precision
 from parity.compare.measure import measure
 from parity.compare.verdict import judge
 from parity.diagnose import diagnose as _diagnose
@@ -85,7 +86,7 @@ def check(
     if names is None:
         case, inferred = _with_inferred_names(case, setting)
         notes = inferred.notes
-        if allow_unaligned is None and inferred.sound:
+        if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
             allow_unaligned = 1.0
     result, _ = run_case(
         case,
@@ -294,7 +295,20 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
     found = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance)
-    return replace(case, names=found.names), found
+    tables = any(
+        buffer.is_floating_point() and buffer.itemsize == 2
+        for side in (case.reference, case.port)
+        for root in side.modules(side.build(setting)).values()
+        for buffer in root.buffers()
+    )
+    rounded = Rounded(tables, found.lone) if tables or found.lone else None
+    return replace(case, names=found.names, rounded=rounded), found
+
+
+def _agreeing(dtype: torch.dtype, found: Inferred) -> float:
+    """Return what results may differ by in float64 for the whole to be known to be right: what one rounding of folded weights does, where there are such."""
+    folded = is_low_precision(dtype) and bool(found.lone)
+    return torch.finfo(dtype).eps / 2 if folded else SAME
 
 
 def _trace_evidence(first: Divergence, alignment: Any, reference: Trace, port: Trace) -> Evidence | None:

@@ -17,6 +17,7 @@ from parity.capture.environment import environment_differences
 from parity.case import Case, Fault, Setting, Variation
 from parity.compare import floors as floors_
 from parity.compare.benign import excuse_masks, excuse_permutations, is_rounding, is_roundoff
+from parity.compare.constants import excuse_constants
 from parity.compare.floors import Floors
 from parity.compare.measure import measure, own_errors
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
@@ -209,6 +210,8 @@ def _isolate(
     own = [replace(r, diverged=False) if r.site in order else r for r in own]
     own, _ = excuse_masks(own, alignment, precise, port)
     own = _excuse_rounding(own, precise, port, setting, notes)
+    deployed = {row.key: row for row in rows}
+    own = excuse_constants(own, deployed, precise, port, case.rounded, setting.dtype, notes)
     found = judge(own, replace(alignment, missing=(), extra=()), precise, port, tier="isolation")
     alone = {row.key: row.error for row in own}
     return without_echoes(found), [replace(row, isolated=alone.get(row.key, float("nan"))) for row in rows]

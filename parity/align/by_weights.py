@@ -32,6 +32,7 @@ class WeightMatch:
 
     leaves: Mapping[str, str]  # port leaf -> reference leaf
     fused: Mapping[str, Fusion]
+    lone: frozenset[str] = frozenset()  # reference modules some weight of which the port does not hold
 
 
 def match_weights(
@@ -50,7 +51,10 @@ def match_weights(
     leaves = leaves_of(found)
     free = {n: v for n, v in refs.items() if n not in found.values() and v.dim() >= 2}
     alone = {n: v for n, v in ports.items() if n not in found and v.dim() >= 2}
-    return WeightMatch(leaves, _fusions(alone, free, leaves))
+    fused = _fusions(alone, free, leaves)
+    parts = {leaf for fusion in fused.values() for leaf in fusion.leaves}
+    lone = {leaf_of(n) for n in refs if n not in found.values() and leaf_of(n) not in parts}
+    return WeightMatch(leaves, fused, frozenset(lone))
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,15 @@ Rerun = Callable[
 
 @dataclass(frozen=True)
 class Inferred:
-    """A map that nobody wrote. sound: in float64, every result of the two runs agrees with nothing exchanged."""
+    """A map that nobody wrote.
+
+    whole: in float64, the largest error of a result of the port, with nothing exchanged. lone: reference modules some weight of which the port does not hold.
+    """
 
     names: NameMap
     notes: tuple[str, ...]
-    sound: bool
+    whole: float
+    lone: frozenset[str] = frozenset()
 
 
 def infer_names(
@@ -80,17 +84,17 @@ def infer_names(
     layouts: Known = {}
     notes: list[str] = []
     tested: set[str] = set()
-    sound = False
+    whole = math.inf
     if rerun is not None:
         changed = changed_leaves(ref_root, port_root, WeightMatch(weights.leaves, fused))
-        sides, layouts, notes, sound = _test(matches, fused, sides, rerun, changed)
+        sides, layouts, notes, whole = _test(matches, fused, sides, rerun, changed)
         tested |= set(matches.found)
         _match_what_is_left(matches, fused, sides, reference, sides.port)
     _match_places(matches, fused, sides)
     if rerun is not None:
         notes += _test_rest(matches, fused, sides, rerun, tested, layouts)
     names, _ = write_map(matches, fused, sides, layouts)
-    return Inferred(replace(names, inferred=True), (*_counted(matches, fused), *notes), sound)
+    return Inferred(replace(names, inferred=True), (*_counted(matches, fused), *notes), whole, weights.lone)
 
 
 def _counted(matches: Matches, fused: Mapping[str, Fusion]) -> tuple[str, ...]:
@@ -105,7 +109,7 @@ def _counted(matches: Matches, fused: Mapping[str, Fusion]) -> tuple[str, ...]:
 
 def _test(
     matches: Matches, fused: dict[str, Fusion], sides: Sides, rerun: Rerun, changed: set[str]
-) -> tuple[Sides, Known, list[str], bool]:
+) -> tuple[Sides, Known, list[str], float]:
     """Let values veto what was paired. Returns the sides after the differences that they confirm are taken out of the way, and the layouts of that run."""
     names, layouts = write_map(matches, fused, sides, {})
     hypotheses = [
@@ -122,10 +126,10 @@ def _test(
     notes = _said(found.wrong)
     if found.unclear and _loose(matches, fused, sides):  # a difference that no trial explains hides what follows it
         names, layouts = write_map(matches, fused, sides, {}, sure=True)
-        return replace(sides, port=_under_port_names(rerun(names, None))), layouts, notes, found.sound
+        return replace(sides, port=_under_port_names(rerun(names, None))), layouts, notes, found.whole
     if found.healed is not None:
-        return replace(sides, port=_under_port_names(found.healed)), layouts, notes, found.sound
-    return sides, {}, notes, found.sound
+        return replace(sides, port=_under_port_names(found.healed)), layouts, notes, found.whole
+    return sides, {}, notes, found.whole
 
 
 def _test_rest(

@@ -53,16 +53,15 @@ class Findings:
     """What the trials found.
 
     wrong: hypotheses that values veto. confirmed: those that differ, and whose exchange heals later values. errors: reference site -> largest
-    error over the calls. healed: the port's trace (under the map) with the reference's values at the confirmed places. sound: every result agrees
-    with nothing exchanged.
+    error over the calls. healed: the port's trace (under the map) with the reference's values at the confirmed places. whole: the largest error of a
+    result, with nothing exchanged. unclear: those that differ, and whose exchange changes nothing.
     """
 
     wrong: tuple[Hypothesis, ...]
     confirmed: tuple[Hypothesis, ...]
     errors: Mapping[str, float]
     healed: Trace | None
-    swapped: frozenset[str]
-    sound: bool
+    whole: float
     unclear: tuple[Hypothesis, ...]
 
 
@@ -149,15 +148,15 @@ def try_pairs(
     swap: Swap | None,
     results: Collection[str],
     tolerance: float = SAME,
-    swapped: Collection[str] = (),
 ) -> Findings:
     """Try every hypothesis whose values differ, in the reference's order.
 
-    port: its run under `names` with nothing exchanged but `swapped`. results: reference sites of what the run returns. swap: runs the port again.
+    port: its run under `names` with nothing exchanged. results: reference sites of what the run returns. swap: runs the port again.
     """
     start = site_errors(reference, port)
-    state = _State(dict(start), port, set(swapped))
-    sound = not swapped and _agree(results, start, tolerance)
+    state = _State(dict(start), port)
+    whole = max((start[site] for site in results if site in start), default=math.inf)
+    sound = whole <= tolerance
     wrong: list[Hypothesis] = []
     confirmed: list[Hypothesis] = []
     done: set[tuple[str, str]] = set()
@@ -185,16 +184,11 @@ def try_pairs(
     settled = {id(h) for h in (*wrong, *confirmed)}
     rest = tuple(h for h in hypotheses if id(h) not in settled and _differs(h, state.errors, tolerance))
     healed = state.trace if state.swapped else None
-    return Findings(tuple(wrong), tuple(confirmed), start, healed, frozenset(state.swapped), sound, rest)
+    return Findings(tuple(wrong), tuple(confirmed), start, healed, whole, rest)
 
 
 def _differs(one: Hypothesis, errors: Mapping[str, float], tolerance: float) -> bool:
     return any(errors.get(site, 0.0) > tolerance for site in one.references)
-
-
-def _agree(results: Collection[str], errors: Mapping[str, float], tolerance: float) -> bool:
-    known = [errors[site] for site in results if site in errors]
-    return bool(known) and max(known) <= tolerance
 
 
 def _reordered(group: Sequence[Hypothesis], reference: Trace, port: Trace) -> bool | None:

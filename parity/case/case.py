@@ -89,6 +89,17 @@ class Variation:
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """What a half-precision deployment may have rounded on one side alone.
+
+    tables: a side holds floating buffers in half precision. weights: reference modules whose weights the port does not hold as they are (folded, merged).
+    """
+
+    tables: bool = False
+    weights: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Case:
     """One runnable comparison.
 
@@ -111,6 +122,7 @@ class Case:
     allow_unaligned: Mapping[str, str] = field(default_factory=dict)
     allow_dtypes: Mapping[str, str] = field(default_factory=dict)
     frames: Callable[[Trace], Any] | None = None  # frames [F,H,W,3] uint8 from a trace, for pictures
+    rounded: Rounded | None = None
     quirks: tuple[str, ...] = ()  # accepted differences, with reason; printed as notes
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
 

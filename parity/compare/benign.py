@@ -169,11 +169,11 @@ def _kept(mask: Tensor) -> Tensor | None:
     return None if hidden is None else ~hidden
 
 
-def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:
+def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype, least: float = 0.05) -> bool:
     """Tell whether two values differ by one rounding to a half precision: a constant kept wider, or a cast that one side does not make.
 
     Either one is the other rounded, exactly; or the difference looks like what such a rounding leaves behind: as large as half a unit in the last place
-    at most, no gain, no offset, no law. A wrong eps has a gain; another activation differs by a function of the value.
+    at most, no gain, no offset, no law. least: units of the smallest such difference. A wrong eps has a gain; another activation differs by a function of the value.
     """
     if r.shape != p.shape or not (r.is_floating_point() and p.is_floating_point()) or r.numel() < 2:
         return False
@@ -187,7 +187,7 @@ def is_rounding(r: Tensor, p: Tensor, dtype: torch.dtype) -> bool:
     norm = float(torch.linalg.vector_norm(r))
     error = float(torch.linalg.vector_norm(d)) / norm if norm > 0 else math.inf
     unit = torch.finfo(dtype).eps / 2
-    if not 0.05 * unit <= error <= 0.75 * unit or follows(r, d):
+    if not least * unit <= error <= 0.75 * unit or follows(r, d):
         return False
     gain = float((d * r).sum()) / norm**2
     offset = float(d.mean()) / (float(r.std()) + 1e-300)

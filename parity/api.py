@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.align.inference import Inferred, infer_names
+from parity.align.listed import aligned
 from parity.align.traces import align
 from parity.align.trials import SAME
 from parity.capture import split_inputs
@@ -58,7 +59,8 @@ def check(
 
     reference, port: modules, or pairs (function, module) where `function(module, *inputs)` runs it.
     inputs: a tuple or dict of arguments, or a pair (reference's, port's) of those when the two sides take different ones.
-    names: a name map (rules, or a YAML file); without one, records are aligned by names, weights, order, shapes and values.
+    names: a name map (rules, or a YAML file), whole or in part: its rules win, `{port: REGEX, apart: true}` forbids a pair, and what it leaves open is
+        aligned by names, weights, order, shapes and values. `Result.alignment` lists every pair with its evidence.
     floor: "auto" measures what a right port may be off by; a number is a fixed relative tolerance.
     isolate: also compare every site alone in float64, which finds faults below the noise and all independent ones at once.
     allow_unaligned: share of the reference's sites that may stay without a partner; half of them when not given, and any where the results of both
@@ -82,12 +84,9 @@ def check(
         allow_dtypes={".*": "two models given as they are: their dtypes are their own"},
     )
     setting = Setting(dtype=_dtype(_module(reference)))
-    notes: tuple[str, ...] = ()
-    if names is None:
-        case, inferred = _with_inferred_names(case, setting)
-        notes = inferred.notes
-        if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
-            allow_unaligned = 1.0
+    case, inferred = _with_inferred_names(case, setting)
+    if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
+        allow_unaligned = 1.0
     result, _ = run_case(
         case,
         setting,
@@ -100,7 +99,8 @@ def check(
     command = (
         f"parity.assert_parity(..., zoom={result.first.site if result.first else 'first'!r}) lists the operations there"
     )
-    return replace(result, case=label, command=command, notes=(*notes, *result.notes))
+    pairs = aligned(result.rows, inferred.wrong)
+    return replace(result, case=label, command=command, notes=(*inferred.notes, *result.notes), alignment=pairs)
 
 
 def assert_parity(reference: Model, port: Model, inputs: Any, **options: Any) -> Result:
@@ -155,6 +155,7 @@ def compare(
         divergences=tuple(divergences),
         culprits=(culprit,) if culprit else (),
         rows=tuple(rows),
+        alignment=aligned(rows),
         environment=_environment(reference, port),
         notes=(*_order_notes(reference, port), *_unmeasured_notes(rows), *alignment.notes),
         case=label,
@@ -294,7 +295,7 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
         return run_side(replace(case, names=names), "port", setting, upcast=upcast, override=some).trace
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
-    found = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance)
+    found = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance, case.names)
     tables = any(
         buffer.is_floating_point() and buffer.itemsize == 2
         for side in (case.reference, case.port)

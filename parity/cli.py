@@ -190,6 +190,33 @@ def capture(
 
 
 @app.command()
+def align(
+    reference: Annotated[Path, typer.Argument(help="Trace of the reference: a folder or a .safetensors file.")],
+    port: Annotated[Path, typer.Argument(help="Trace of the port.")],
+    names: Annotated[Path | None, typer.Option("--map", help="Rules that win over what is inferred.")] = None,
+    write: Annotated[Path | None, typer.Option("--write", help="Write a name map to start from (YAML).")] = None,
+) -> int:
+    """List which value of the port is taken for which of the reference, with the evidence."""
+    import yaml
+
+    from parity.align.listed import as_rules, lines
+    from parity.api import compare as compare_traces
+    from parity.files import write_text
+    from parity.trace.names import load_names
+    from parity.trace.store import load_trace
+
+    result = compare_traces(load_trace(reference), load_trace(port), names=load_names(names) if names else None)
+    for line in lines(result.alignment):
+        _OUT.print(line, markup=False, soft_wrap=True)
+    alone = result.coverage.unaligned_reference, result.coverage.unaligned_port
+    for side, sites in zip(("reference", "port"), alone, strict=True):
+        _OUT.print(f"alone in the {side}: {', '.join(sites) or 'nothing'}", markup=False, soft_wrap=True)
+    if write is not None:
+        write_text(write, yaml.safe_dump(as_rules(result.alignment), sort_keys=False))
+    return 0
+
+
+@app.command()
 def compare(
     reference: Annotated[Path, typer.Argument(help="Trace of the reference: a folder or a .safetensors file.")],
     port: Annotated[Path, typer.Argument(help="Trace of the port.")],

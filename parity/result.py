@@ -143,6 +143,7 @@ class Result:
     seconds: Mapping[str, float] = field(default_factory=dict)  # per stage
     command: str = ""  # how to re-run zoomed in
     operations: tuple[str, ...] = ()  # zoomed in: what both sides ran up to one record, a line each
+    alignment: tuple[Mapping[str, Any], ...] = ()  # every pair of sites, with its evidence
     report: str | None = None  # path of the HTML report once it is written
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from parity.align.layouts import find_layout
 from parity.trace import Record, Stats, Trace
-from parity.trace.names import Target
+from parity.trace.names import NameMap, Target
 
 NEAR = 2e-4
 _SAME = 1e-4  # of the same quantity on the same inputs, up to the noise of float32
@@ -32,9 +32,12 @@ class Matches:
     found: dict[str, tuple[str, str]] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     barred: set[tuple[str, str]] = field(default_factory=set)  # pairs that values have vetoed
+    given: NameMap = field(default_factory=NameMap)  # what the user says is apart
 
     def add(self, port: str, reference: str, how: str) -> bool:
         if port in self.found or reference in self.taken or (port, reference) in self.barred:
+            return False
+        if self.given.forbids(port, reference):
             return False
         self.found[port] = (reference, how)
         self.taken.add(reference)

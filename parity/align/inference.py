@@ -48,6 +48,7 @@ class Inferred:
     notes: tuple[str, ...]
     whole: float
     lone: frozenset[str] = frozenset()
+    wrong: tuple[Hypothesis, ...] = ()  # what values have vetoed
 
 
 def infer_names(
@@ -57,19 +58,25 @@ def infer_names(
     port_root: nn.Module,
     rerun: Rerun | None = None,
     tolerance: float = NEAR,
+    given: NameMap | None = None,
 ) -> Inferred:
     """Return a map from port sites to reference sites, with notes on the evidence.
 
     Both traces come from one run of the two models on the same inputs; only the first record of each site is looked at. `rerun` runs the port again under a
-    map, with the reference's value put in place of each that the map aligns. `tolerance` is what moments of equal values may be off by.
+    map, with the reference's value put in place of each that the map aligns. `tolerance` is what moments of equal values may be off by. `given`: rules
+    of the user; they win, and only what they leave open is inferred.
     """
-    sides = Sides(reference, port, _firsts(reference), _firsts(port), tolerance, port)
+    given = given or NameMap()
+    open_ports = {site: record for site, record in _firsts(port).items() if not given.names_site(site)}
+    sides = Sides(reference, port, _firsts(reference), open_ports, tolerance, port, given)
     labels = tuple(root_label(name for name, _ in root.named_children()) for root in (ref_root, port_root))
     ref_ran, port_ran = _ran(reference, labels[0]), _ran(port, labels[1])
     weights = match_weights(ref_root, port_root, ref_ran, port_ran)
     fused = {leaf: f for leaf, f in weights.fused.items() if _is_fused(leaf, f, sides)}
     modules = match_containers(weights, _can_run(ref_root), _can_run(port_root))
-    matches = Matches()
+    matches = Matches(given=given)
+    for site in _firsts(port).keys() - open_ports.keys():
+        matches.taken.update(target.site for target in given.targets(site) or ())
     for fusion in fused.values():
         matches.taken.update(fusion.leaves)
     for site in sides.ports:
@@ -83,18 +90,22 @@ def infer_names(
         _match_what_is_left(matches, fused, sides, reference, port)
     layouts: Known = {}
     notes: list[str] = []
+    wrong: list[Hypothesis] = []
     tested: set[str] = set()
     whole = math.inf
     if rerun is not None:
         changed = changed_leaves(ref_root, port_root, WeightMatch(weights.leaves, fused))
-        sides, layouts, notes, whole = _test(matches, fused, sides, rerun, changed)
+        sides, layouts, wrong, whole = _test(matches, fused, sides, rerun, changed)
         tested |= set(matches.found)
         _match_what_is_left(matches, fused, sides, reference, sides.port)
     _match_places(matches, fused, sides)
     if rerun is not None:
-        notes += _test_rest(matches, fused, sides, rerun, tested, layouts)
+        wrong += _test_rest(matches, fused, sides, rerun, tested, layouts)
+        notes = _said(wrong)
     names, _ = write_map(matches, fused, sides, layouts)
-    return Inferred(replace(names, inferred=True), (*_counted(matches, fused), *notes), whole, weights.lone)
+    return Inferred(
+        replace(names, inferred=True), (*_counted(matches, fused), *notes), whole, weights.lone, tuple(wrong)
+    )
 
 
 def _counted(matches: Matches, fused: Mapping[str, Fusion]) -> tuple[str, ...]:
@@ -109,7 +120,7 @@ def _counted(matches: Matches, fused: Mapping[str, Fusion]) -> tuple[str, ...]:
 
 def _test(
     matches: Matches, fused: dict[str, Fusion], sides: Sides, rerun: Rerun, changed: set[str]
-) -> tuple[Sides, Known, list[str], float]:
+) -> tuple[Sides, Known, list[Hypothesis], float]:
     """Let values veto what was paired. Returns the sides after the differences that they confirm are taken out of the way, and the layouts of that run."""
     names, layouts = write_map(matches, fused, sides, {})
     hypotheses = [
@@ -123,18 +134,18 @@ def _test(
             matches.taken.difference_update(fused.pop(one.port).leaves)
         for site in one.references:
             matches.bar(one.port, site)
-    notes = _said(found.wrong)
+    wrong = list(found.wrong)
     if found.unclear and _loose(matches, fused, sides):  # a difference that no trial explains hides what follows it
         names, layouts = write_map(matches, fused, sides, {}, sure=True)
-        return replace(sides, port=_under_port_names(rerun(names, None))), layouts, notes, found.whole
+        return replace(sides, port=_under_port_names(rerun(names, None))), layouts, wrong, found.whole
     if found.healed is not None:
-        return replace(sides, port=_under_port_names(found.healed)), layouts, notes, found.whole
-    return sides, {}, notes, found.whole
+        return replace(sides, port=_under_port_names(found.healed)), layouts, wrong, found.whole
+    return sides, {}, wrong, found.whole
 
 
 def _test_rest(
     matches: Matches, fused: Mapping[str, Fusion], sides: Sides, rerun: Rerun, tested: set[str], layouts: Known
-) -> list[str]:
+) -> list[Hypothesis]:
     """Keep what was paired by its place, or by moments, only where its values agree or where the reference's value heals what follows."""
     new = set(matches.found) - tested
     if not new:
@@ -147,7 +158,7 @@ def _test_rest(
     dropped = [h for h in hypotheses if h in found.wrong or (h.port not in kept and h in found.unclear)]
     for one in dropped:
         matches.bar(one.port, one.references[0])
-    return _said(dropped)
+    return dropped
 
 
 def _hypotheses(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> list[Hypothesis]:
@@ -216,7 +227,9 @@ def _can_run(root: nn.Module) -> Runs:
 def _is_fused(leaf: str, fusion: Fusion, sides: Sides) -> bool:
     """A fused weight is a fused site only when the module's output is as wide as its parts together (a whole attention owns such weights, too)."""
     record = sides.ports.get(leaf)
-    return record is not None and all(n in sides.refs for n in fusion.leaves) and sum(fusion.sizes) in record.shape[-1:]
+    if record is None or any(n not in sides.refs or sides.given.forbids(leaf, n) for n in fusion.leaves):
+        return False
+    return sum(fusion.sizes) in record.shape[-1:]
 
 
 # -- sites ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from parity.align.by_values import Layouts, Matches
 from parity.align.by_weights import Fusion
@@ -25,6 +25,7 @@ class Sides:
     ports: Mapping[str, Record]
     tolerance: float  # of moments of equal values
     free: Trace  # the port's run with nothing of the reference in it
+    given: NameMap = field(default_factory=NameMap)  # the user's rules
 
     @property
     def same(self) -> float:
@@ -60,7 +61,7 @@ def write_map(
     rules += [
         _renamed(site) for site in sides.ports if site not in matches.found and site not in fused and site in sides.refs
     ]
-    return NameMap(tuple(rules)), {site: found for site, found in written.items() if found[0]}
+    return NameMap((*sides.given.rules, *rules)), {site: found for site, found in written.items() if found[0]}
 
 
 def _learn(matches: Matches, sides: Sides, before: Known) -> Layouts:

@@ -44,6 +44,9 @@ class Rule:
         str, ...
     ] = ()  # further reference sites that are this same tensor (the input of each part of a fused projection)
     how: str = "map"  # the evidence, for maps that were inferred
+    apart: bool = (
+        False  # what is no pair: port sites that have no partner, or not this one (`reference` is a regular expression)
+    )
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,10 @@ class NameMap:
     def _targets(self, site: str) -> tuple[Target, ...]:
         for pattern, rule in self._compiled:  # type: ignore[attr-defined]
             found = pattern.fullmatch(site)
-            if not found:
+            if not found or (rule.apart and rule.reference):
                 continue
+            if rule.apart:
+                return (Target(f"port:{site}"),)
             if rule.ignore:
                 return ()
             if rule.split:
@@ -128,11 +133,26 @@ class NameMap:
             return tuple(Target(name, rule.layout, rule.sizes) for name in (first, *map(found.expand, rule.also)))
         return (Target(site),)
 
+    def forbids(self, port: str, reference: str) -> bool:
+        """Tell whether a rule of the user keeps a port site and a reference site apart."""
+        return any(
+            rule.apart and pattern.fullmatch(port) and (not rule.reference or re.fullmatch(rule.reference, reference))
+            for pattern, rule in self._compiled  # type: ignore[attr-defined]
+        )
+
+    def names_site(self, site: str) -> bool:
+        """Tell whether a rule says where a port site belongs."""
+        return any(
+            pattern.fullmatch(site) and not (rule.apart and rule.reference)
+            for pattern, rule in self._compiled  # type: ignore[attr-defined]
+        )
+
     def promises(self, site: str) -> bool:
         """Tell whether the pair of a port site was given: then each of its calls has a counterpart. One that was inferred says nothing of that."""
         if not self.inferred:
             return True
-        rule = next((rule for pattern, rule in self._compiled if pattern.fullmatch(site)), None)  # type: ignore[attr-defined]
+        matching = (rule for pattern, rule in self._compiled if pattern.fullmatch(site))  # type: ignore[attr-defined]
+        rule = next((rule for rule in matching if not (rule.apart and rule.reference)), None)
         return rule is not None and rule.how == "map"
 
     def evidence(self) -> dict[str, str]:
@@ -170,7 +190,7 @@ def parse_names(value: Any, where: str = "name map") -> NameMap:
 def _parse_rule(item: Any, where: str) -> Rule:
     if not isinstance(item, Mapping):
         raise CaseError(f"{where}: expected a mapping like {{port: REGEX, reference: TEMPLATE}}, got {item!r}")
-    unknown = set(item) - {"port", "reference", "layout", "sizes", "split", "ignore"}
+    unknown = set(item) - {"port", "reference", "layout", "sizes", "split", "ignore", "apart"}
     if unknown or not ({"port", "reference"} & set(item)):
         raise CaseError(f"{where}: unknown keys {sorted(unknown)} or neither 'port' nor 'reference' given")
     rule = Rule(
@@ -180,9 +200,10 @@ def _parse_rule(item: Any, where: str) -> Rule:
         sizes=_parse_sizes(item.get("sizes", {}), where),
         split=_parse_split(item["split"], where) if "split" in item else None,
         ignore=str(item.get("ignore", "")),
+        apart=_parse_apart(item, where),
     )
-    templates = rule.split.into if rule.split else (rule.reference,) if rule.port else ()
-    for pattern in (rule.port, rule.reference if rule.ignore and not rule.port else ""):
+    templates = rule.split.into if rule.split else (rule.reference,) if rule.port and not rule.apart else ()
+    for pattern in (rule.port, rule.reference if rule.apart or (rule.ignore and not rule.port) else ""):
         try:
             groups = re.compile(pattern).groups
         except re.error as error:
@@ -193,6 +214,15 @@ def _parse_rule(item: Any, where: str) -> Rule:
     if rule.layout and rule.layout.count("->") != 1:
         raise CaseError(f"{where}: layout {rule.layout!r} is no einops pattern like 'b l h d -> b h l d'")
     return rule
+
+
+def _parse_apart(item: Mapping[str, Any], where: str) -> bool:
+    apart = item.get("apart", False)
+    if not isinstance(apart, bool):
+        raise CaseError(f"{where}: 'apart' must be true or false, not {apart!r}")
+    if apart and (not item.get("port") or {"layout", "split", "ignore"} & set(item)):
+        raise CaseError(f"{where}: 'apart' needs a port, may name a reference, and stands with nothing else")
+    return apart
 
 
 def _parse_split(raw: Any, where: str) -> Split:

@@ -25,7 +25,21 @@ def owner(divergence: Divergence, reference: Trace, compared: Container[str] | N
         return divergence.module or divergence.site
     if compared is not None and record.role == "in":
         record = _maker(record, reference, compared)
+    if record.role == "gradient" and divergence.metric == "missing" and ".in." in record.site:
+        return _caller(record, reference)  # what is handed to a module without its history is handed so by the caller
     return record.module or record.site.partition(".in.")[0]
+
+
+def _caller(record: Record, reference: Trace) -> str:
+    """Return the innermost recorded module around the one whose input a gradient is of."""
+    known, module = {r.module for r in reference} | set(reference.sites()), record.site.partition(".in.")[0]
+    while "." in module:
+        module = module.rpartition(".")[0]
+        if module in known:
+            return module
+    return next(
+        (r.module for r in reference if r.module and "." not in r.module and r.module != record.module), record.module
+    )
 
 
 def _maker(record: Record, reference: Trace, compared: Container[str]) -> Record:

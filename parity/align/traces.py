@@ -7,7 +7,6 @@ names, then the values themselves (`parity.align.by_values`). What stays alone i
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from parity.align.gradients import stopped
@@ -121,8 +120,10 @@ def _finish(
 
 def _one_to_one(pairs: Sequence[Pair]) -> set[str]:
     """Return the reference sites whose port value is theirs alone: neither a part of a fused one nor shared, and no input of such a module."""
-    uses = Counter(p.port.key for p in pairs)
-    shared = {p.reference.site for p in pairs if uses[p.port.key] > 1 or p.port.layout}
+    uses: dict[str, set[str]] = {}
+    for p in pairs:
+        uses.setdefault(p.port.origin or p.port.site, set()).add(p.reference.site)
+    shared = {site for sites in uses.values() if len(sites) > 1 for site in sites}
     fused = {s.partition(".in.")[0] for s in shared}
     return {p.reference.site for p in pairs if p.reference.site.partition(".in.")[0] not in fused}
 

@@ -53,6 +53,7 @@ class GradientHooks:
 
     def __init__(self, probe: Gradients, writer: Writer, argument_names: Callable[[Any], tuple[str, ...]]) -> None:
         self._probe, self._writer, self._names = probe, writer, argument_names
+        self._root = probe.prefix + probe.root_name
         self._calls: list[str] = []  # the modules that are running, innermost last
         self._seen: Counter[tuple[str, tuple[tuple[str, int], ...]]] = Counter()
         self._undo: list[Callable[[], None]] = []
@@ -114,18 +115,18 @@ class GradientHooks:
         if not (torch.is_grad_enabled() and value.requires_grad):
             return None
         view = value.view_as(value)
-        self._watch(site, view, module)
+        self._watch(site, view, module, "gradient" if self._calls else "parameter")
         return view
 
     def _leave(self, site: str, module: nn.Module, args: Any, result: Any) -> None:
         if self._calls and self._calls[-1] == site:
             self._calls.pop()
-        caller = self._calls[-1] if self._calls else ""
+        caller = self._calls[-1] if self._calls else self._root
         for path, value in nested.tensors(result):
             if torch.is_grad_enabled() and value.requires_grad and not value.is_leaf:
                 self._watch(f"{site}.{path}" if path else site, value, caller)
 
-    def _watch(self, site: str, value: Tensor, module: str) -> None:
+    def _watch(self, site: str, value: Tensor, module: str, role: str = "gradient") -> None:
         outer = dict(self._writer.coords)
         key = (site, tuple(outer.items()))
         call = self._seen[key]
@@ -138,7 +139,7 @@ class GradientHooks:
 
         def hook(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
             own = gradients[place]
-            new = self._write(site + SUFFIX, own, module, coords) if own is not None else None
+            new = self._write(site + SUFFIX, own, module, coords, role) if own is not None else None
             return None if new is None else (*gradients[:place], new, *gradients[place + 1 :])
 
         node.register_prehook(hook)  # of the node, not of the tensor: the caller may change the tensor in place

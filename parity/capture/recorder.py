@@ -168,7 +168,7 @@ class Recorder:
         """Nothing the recorder itself computes is recorded, or seen by anybody's torch modes."""
         self._paused += 1
         try:
-            with torch._C.DisableTorchFunction(), _disable_current_modes():
+            with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
                 yield
         finally:
             self._paused -= 1

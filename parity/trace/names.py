@@ -131,8 +131,12 @@ class NameMap:
             return ()
         found = self.targets(value) or ()
         into, inside, _ = value.partition(".in.")
-        if inside and (len(found) > 1 or len(self.targets(into) or ()) > 1):
-            return (Target(f"port:{site}"),)  # what parts get together is the share of none of them
+        homes = {target.site for target in self.targets(into) or ()}
+        if any(
+            (".in." in target.site) != bool(inside) or (inside and homes != {target.site.partition(".in.")[0]})
+            for target in found
+        ):
+            return (Target(f"port:{site}"),)  # an equal value elsewhere; what parts get together is the share of none
         if found != (Target(value),):
             return tuple(replace(target, site=f"{target.site}.{suffix}") for target in found)
         module, dot, own = value.rpartition(".")

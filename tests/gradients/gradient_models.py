@@ -145,13 +145,11 @@ def frozen(*names: str) -> Change:
 def scaled_leaf(path: str, factor: float) -> Change:
     """A hook left behind by gradient clipping: the gradient of one parameter is multiplied."""
 
-    def change(model: nn.Module) -> None:
-        weight = model.get_parameter(path)
-        model.get_submodule(path.rpartition(".")[0]).forward = lambda x: F.linear(  # type: ignore[method-assign]
-            x, weight * factor + (weight * (1 - factor)).detach(), model.get_submodule(path.rpartition(".")[0]).bias
-        )
+    def forward(linear: Any, x: Tensor) -> Tensor:
+        weight = linear.weight * factor + (linear.weight * (1 - factor)).detach()
+        return F.linear(x, weight, linear.bias)
 
-    return change
+    return method(path.rpartition(".")[0], forward)
 
 
 # name -> (change, the module whose code has the fault)
@@ -177,8 +175,9 @@ FAULTS: dict[str, tuple[Change, str]] = {
 def checkpointed(path: str, reentrant: bool) -> Change:
     def change(model: nn.Module) -> None:
         module = model.get_submodule(path)
-        inner = module.forward
-        module.forward = lambda *args: checkpoint(inner, *args, use_reentrant=reentrant)  # type: ignore[method-assign]
+        inner = type(module).forward
+        again = MethodType(lambda own, *args: checkpoint(inner, own, *args, use_reentrant=reentrant), module)
+        module.forward = again  # type: ignore[method-assign]
 
     return change
 

@@ -21,7 +21,9 @@ CHOICES = {"smoothing_method": METHODS, "engine": ENGINES, "dtype": DTYPES, "joi
 def make_parser() -> argparse.ArgumentParser:
     """Options; one that is not given leaves no trace, so that YAML keeps its say."""
     parser = argparse.ArgumentParser(
-        prog="python -m ported.multikeyframe", description="Long videos from keyframes.", argument_default=argparse.SUPPRESS
+        prog="python -m ported.multikeyframe",
+        description="Long videos from keyframes.",
+        argument_default=argparse.SUPPRESS,
     )
     defaults = {field.name: field.default for field in fields(Settings)}
     for name in (*TEXTS, *PATHS, *NUMBERS, *LIMITS):

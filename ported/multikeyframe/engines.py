@@ -142,7 +142,9 @@ def run_ray(tasks: Sequence[Task], make_worker: MakeWorker) -> Iterator[Done | F
     try:
         import ray
     except ModuleNotFoundError:
-        raise InputError("engine ray: Ray is not installed; pip install 'parity[ray]', or use --engine process") from None
+        raise InputError(
+            "engine ray: Ray is not installed; pip install 'parity[ray]', or use --engine process"
+        ) from None
     started = not ray.is_initialized()
     if started:
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)

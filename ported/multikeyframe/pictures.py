@@ -23,7 +23,9 @@ def read_picture(path: str, index: int = 0) -> Pixels:
         with Image.open(path) as image:
             image.load()
             if image.mode not in PLAIN or "transparency" in image.info:
-                why = WHY.get(image.mode, "it has transparency" if image.mode in PLAIN else "it is not 8 bits a channel")
+                why = WHY.get(
+                    image.mode, "it has transparency" if image.mode in PLAIN else "it is not 8 bits a channel"
+                )
                 raise InputError(
                     f"Keyframe {index} ({path}): {why} (mode {image.mode}); save it as a plain 8-bit RGB picture"
                 )

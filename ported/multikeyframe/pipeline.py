@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,8 +218,3 @@ class MultiKeyframePipeline:
             "completed_segments": sorted(int(key) for key in progress.completed),
             "failed_segments": sorted(int(key) for key in progress.failed),
         }
-
-
-def with_options(settings: Settings, **options: Any) -> Settings:
-    """Settings with some options changed."""
-    return replace(settings, **options)

@@ -1,5 +1,6 @@
 """From timed keyframes to segments of 4n+1 frames."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ def check_times(keyframes: Sequence[tuple[str, float]]) -> None:
     for i, (path, seconds) in enumerate(keyframes):
         if not math.isfinite(seconds) or seconds < 0:
             raise InputError(f"Keyframe {i} ({path}): its time must be a finite number of seconds >= 0, got {seconds}")
-    for i, ((_, before), (_, seconds)) in enumerate(zip(keyframes, keyframes[1:], strict=False)):
+    for i, ((_, before), (_, seconds)) in enumerate(itertools.pairwise(keyframes)):
         if seconds < before:
             raise InputError(
                 f"Keyframes must be in chronological order: keyframe {i + 1} is at {seconds:g} s, the one before it at "
@@ -68,7 +69,7 @@ def make_plan(settings: Settings) -> list[Segment]:
     check_times(settings.keyframes)
     numbers = [frame_number(seconds, settings.fps) for _, seconds in settings.keyframes]
     segments = []
-    for i, (a, b) in enumerate(zip(numbers, numbers[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(numbers)):
         if a == b:
             raise InputError(
                 f"segment {i} is too short: keyframes {i} and {i + 1} both fall on frame {a} at {settings.fps:g} fps; "

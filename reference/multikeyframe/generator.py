@@ -96,7 +96,8 @@ class Generator:
         for attempt in range(ATTEMPTS):
             try:
                 self.calls.append(segment.segment_id)
-                return self.run_model(segment, output)
+                self.run_model(segment, output)
+                return
             except ModelError as error:
                 if attempt < ATTEMPTS - 1 and any(text in str(error) for text in MEMORY_ERRORS):
                     self.wait(RETRY_SECONDS)

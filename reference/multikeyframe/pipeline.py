@@ -110,9 +110,7 @@ def fingerprint_of(config: GenerationConfig, request: Request) -> Fingerprint:
     return fingerprint
 
 
-def make_generator(
-    models: Models, config: GenerationConfig, request: Request, rules: Rules = REPAIRED
-) -> Generator:
+def make_generator(models: Models, config: GenerationConfig, request: Request, rules: Rules = REPAIRED) -> Generator:
     """The generator of an output folder, with this model behind it."""
     return Generator(
         Path(config.output_dir),

@@ -77,10 +77,14 @@ def test_picture_modes(mode, words, run, options, tmp_path):
 def test_missing_unreadable_and_other_pictures(run, options, tmp_path):
     refused(run(keyframes=with_keyframe(options, 2, tmp_path / "none.png")), "Keyframe 2 not found", "none.png")
     (tmp_path / "text.png").write_text("no picture")
-    refused(run(keyframes=with_keyframe(options, 2, tmp_path / "text.png")), "Error reading keyframe images", "keyframe 2")
+    refused(
+        run(keyframes=with_keyframe(options, 2, tmp_path / "text.png")), "Error reading keyframe images", "keyframe 2"
+    )
     whole = Path(options["keyframes"][0][0]).read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    refused(run(keyframes=with_keyframe(options, 3, tmp_path / "half.png")), "Error reading keyframe images", "keyframe 3")
+    refused(
+        run(keyframes=with_keyframe(options, 3, tmp_path / "half.png")), "Error reading keyframe images", "keyframe 3"
+    )
     draw_keyframe(tmp_path / "large.png", 1, size=(64, 40))
     refused(
         run(keyframes=with_keyframe(options, 1, tmp_path / "large.png")),
@@ -166,7 +170,9 @@ def test_folders_that_cannot_be_written(run, options, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ['{"completed_segments": {"0": "/x/segm', "[]", '{"completed_segments": []}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ['{"completed_segments": {"0": "/x/segm', "[]", '{"completed_segments": []}', "\x00\xff"]
+)
 def test_a_half_written_progress_file_loses_nothing(text, run, options):
     folder = Path(options["output_dir"], "segments")
     folder.mkdir(parents=True)
@@ -193,12 +199,21 @@ def test_a_second_run_on_the_folder(run, options, monkeypatch):
 
 def test_command_line_stands_over_yaml_over_defaults(options, tmp_path):
     config = tmp_path / "c.yaml"
-    stored = {"fps": 12, "num_gpus": 4, "base_seed": 42, "enable_smoothing": False, "force_regenerate": True, "offload_model": True}
+    stored = {
+        "fps": 12,
+        "num_gpus": 4,
+        "base_seed": 42,
+        "enable_smoothing": False,
+        "force_regenerate": True,
+        "offload_model": True,
+    }
     required = {k: options[k] for k in ("ckpt_dir", "prompt")} | {"keyframes": [list(p) for p in options["keyframes"]]}
     config.write_text(yaml.safe_dump({**required, **stored}))
     made = cli.read_settings(["--config", str(config), "--fps", "24", "--num_gpus", "1"])
     assert (made.fps, made.num_gpus, made.base_seed) == (24, 1, 42), "an explicit default overrides the file (M18)"
-    assert (made.enable_smoothing, made.force_regenerate, made.offload_model) == (False, True, True), "switches of the file hold (M17)"
+    assert (made.enable_smoothing, made.force_regenerate, made.offload_model) == (False, True, True), (
+        "switches of the file hold (M17)"
+    )
     assert cli.read_settings(["--config", str(config), "--enable_smoothing"]).enable_smoothing
     assert not cli.read_settings(["--config", str(config), "--no-force_regenerate"]).force_regenerate
 
@@ -264,7 +279,9 @@ def test_python_api(options):
     from test_ported_resume import run_counting
 
     run_counting(options)
-    made = pipeline.MultiKeyframePipeline(**{k: v for k, v in options.items() if k not in ("keyframes", "prompt", "output")})
+    made = pipeline.MultiKeyframePipeline(
+        **{k: v for k, v in options.items() if k not in ("keyframes", "prompt", "output")}
+    )
     path = made.run(options["keyframes"], options["prompt"], options["sub_prompts"], options["output"])
     assert path.is_file(), "every segment was there: no model was loaded"
     status = made.get_status()

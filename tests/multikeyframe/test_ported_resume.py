@@ -83,6 +83,7 @@ def kill_while_joining(monkey):
         if os.getppid() == parent:
             return write(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
+        return None
 
     monkey.setattr(film, "write_video", killing)
 
@@ -117,7 +118,7 @@ def test_killed_run_goes_on_where_it_was(point, options, uninterrupted, monkeypa
     assert digests(options["output_dir"]) == uninterrupted[0]
     assert result.output.read_bytes() == uninterrupted[1]
     left = [p.name for p in Path(options["output_dir"]).rglob("*.part")]
-    assert all(name.startswith("segment") or name.startswith("progress") for name in left)
+    assert all(name.startswith(("segment", "progress")) for name in left)
 
 
 def test_command_line_killed_and_resumed(options, uninterrupted, tmp_path):
@@ -249,5 +250,7 @@ def test_ray_gives_the_same_bytes(options, uninterrupted):
 
 def test_slots(options):
     settings = make_settings({**options, "num_gpus": 2, "gpu_ids": "3, 1"})
-    current = pipeline.begin(replace(settings, output_dir=options["output_dir"]), pipeline.plan.make_plan(settings), "abcd")
+    current = pipeline.begin(
+        replace(settings, output_dir=options["output_dir"]), pipeline.plan.make_plan(settings), "abcd"
+    )
     assert [task.device for task in current.tasks(current.plan)] == [3, 1, 3]

@@ -105,7 +105,9 @@ class Stub:
         number = f"{segment.segment_id:03d}"
         if self.env.get("STUB_FAIL") == number:
             raise ModelError(self.env["STUB_ERR"])
-        self.calls.append({"segment": number, "gpu": None, "seed": str(plan.segment_seed(self.seed, segment.segment_id))})
+        self.calls.append(
+            {"segment": number, "gpu": None, "seed": str(plan.segment_seed(self.seed, segment.segment_id))}
+        )
         if "STUB_NOFILE" not in self.env:
             path.write_text(f"{segment.num_frames} frames, seed {self.calls[-1]['seed']}")
 
@@ -118,9 +120,7 @@ def test_progress(case, tmp_path, monkeypatch):
         options, recorded = step["step"], step["result"]
         if "pre" in options:
             (folder / "segments" / options["pre"].removeprefix("delete:")).unlink()
-        segments = [
-            plan.SegmentConfig(i, Path("a"), Path("b"), options.get("frames", 5), "p") for i in range(4)
-        ]
+        segments = [plan.SegmentConfig(i, Path("a"), Path("b"), options.get("frames", 5), "p") for i in range(4)]
         stub = Stub(options.get("seed", 5), options.get("env", {}))
         generator = Generator(folder, stub, rules=UPSTREAM)
         before = {path.name: path.read_text() for path in generator.folder.glob("*.mp4")}
@@ -130,9 +130,10 @@ def test_progress(case, tmp_path, monkeypatch):
             else:
                 paths = generator.generate_batch_sequential(segments, options.get("resume_from"))
             done, failed = ([int(k) for k in table] for table in (generator.completed, generator.failed))
-            assert recorded == {"ok": {"returned": [p.name for p in paths], "completed": done, "failed": failed}}
+            outcome = {"ok": {"returned": [p.name for p in paths], "completed": done, "failed": failed}}
         except RuntimeError as error:
-            assert recorded == {"error": "RuntimeError", "message": str(error)}
+            outcome = {"error": "RuntimeError", "message": str(error)}
+        assert outcome == recorded
         stored = json.loads(generator.progress_file.read_text()) if generator.progress_file.exists() else None
         assert stored == step["progress_json"]
         assert stub.calls == step["model_calls"]

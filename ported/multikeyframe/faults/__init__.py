@@ -3,8 +3,6 @@
 from ported.multikeyframe.faults import joints, plan, runs, segment
 from ported.multikeyframe.faults.record import PortFault
 
-FAULTS: dict[str, PortFault] = {
-    fault.name: fault for part in (plan, segment, joints, runs) for fault in part.FAULTS
-}
+FAULTS: dict[str, PortFault] = {fault.name: fault for part in (plan, segment, joints, runs) for fault in part.FAULTS}
 
 __all__ = ["FAULTS", "PortFault"]

@@ -75,7 +75,9 @@ def keyframes_exchanged(port: Port) -> Switch:
 
 
 FAULTS: tuple[PortFault, ...] = (
-    PortFault("frame_number_rounded", "M21", "V7", "frame numbers rounded, not truncated", frame_number_rounded, "plan"),
+    PortFault(
+        "frame_number_rounded", "M21", "V7", "frame numbers rounded, not truncated", frame_number_rounded, "plan"
+    ),
     PortFault("ties_half_up", "M22", "V7", "lengths rounded half up, not half to even", ties_half_up, "plan"),
     PortFault("lengths_rounded_up", "M20", "V7", "lengths rounded up to 4n+1", lengths_rounded_up, "plan"),
     PortFault(

@@ -68,9 +68,7 @@ def fingerprint_without_prompt(port: Port) -> Switch:
 
 def _fingerprint_without(name: str) -> Switch:
     original = store.fingerprint
-    return patched(
-        store, "fingerprint", lambda request: original({k: v for k, v in request.items() if k != name})
-    )
+    return patched(store, "fingerprint", lambda request: original({k: v for k, v in request.items() if k != name}))
 
 
 def failure_kept(port: Port) -> Switch:
@@ -85,8 +83,6 @@ def failure_kept(port: Port) -> Switch:
 def failure_not_noted(port: Port) -> Switch:
     """A failed segment is not written down."""
     return patched(store.Progress, "fail", lambda self, index, path: None)
-
-
 
 
 @contextmanager

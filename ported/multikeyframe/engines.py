@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from ported.multikeyframe.errors import GenerationError, InputError
@@ -147,7 +148,10 @@ def run_ray(tasks: Sequence[Task], make_worker: MakeWorker) -> Iterator[Done | F
         ) from None
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        # Ray's workers start anew: they must find this checkout.
+        found = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(found)}}
+        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False, runtime_env=environment)
     try:
         yield from _ray_results(ray, tasks, make_worker)
     finally:

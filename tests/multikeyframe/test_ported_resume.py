@@ -2,18 +2,18 @@
 
 import json
 import multiprocessing
+import operator
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from keyframe_files import digests, draw_keyframe
 
-from ported.multikeyframe import engines, film, pipeline, store
+from ported.multikeyframe import engines, film, pipeline, plan, store
 from ported.multikeyframe.errors import GenerationError, InputError
 from ported.multikeyframe.settings import make_settings
 
@@ -248,9 +248,55 @@ def test_ray_gives_the_same_bytes(options, uninterrupted):
     assert os.getpid() not in {done.process for done in result.made}
 
 
-def test_slots(options):
-    settings = make_settings({**options, "num_gpus": 2, "gpu_ids": "3, 1"})
-    current = pipeline.begin(
-        replace(settings, output_dir=options["output_dir"]), pipeline.plan.make_plan(settings), "abcd"
-    )
-    assert [task.device for task in current.tasks(current.plan)] == [3, 1, 3]
+def recorded(name):
+    golden = Path(__file__).parents[2] / "fixtures/multikeyframe/golden"
+    return json.loads((golden / f"{name}.json").read_text())["cases"]
+
+
+def tasks_of(options, count, devices, ids=None):
+    """The tasks of a plan of `count` segments."""
+    pairs = [(options["keyframes"][0][0], i / 2) for i in range(count + 1)]
+    settings = make_settings({**options, "keyframes": pairs, "num_gpus": devices, "gpu_ids": ids or []})
+    current = pipeline.begin(settings, plan.make_plan(settings), "x" * (count + 1))
+    return current.tasks(current.plan)
+
+
+@pytest.mark.parametrize("case", recorded("distribution"))
+def test_devices_of_the_original_program(case, options):
+    """The same device for every segment; a list of the wrong length is refused instead of cut (M9)."""
+    ids, devices = case["gpu_ids"], case["num_gpus"]
+    if ids and len(ids) != devices:
+        with pytest.raises(InputError, match=f"gpu_ids names {len(ids)} devices, num_gpus is {devices}"):
+            tasks_of(options, case["segments"], devices, ids)
+        return
+    tasks = tasks_of(options, case["segments"], devices, ids)
+    assert {t.segment.index: t.device for t in tasks} == {s["segment"]: s["gpu"] for s in case["submission_order"]}
+
+
+@pytest.mark.parametrize("case", [c for c in recorded("progress_runs") if c["name"].startswith("parallel")])
+def test_parallel_runs_of_the_original_program(case, options):
+    """The same segments, devices and seeds; progress lists every finished segment, not only the last one (M5)."""
+    (step,) = case["steps"]
+    fail = int(step["step"]["env"].get("STUB_FAIL", -1))
+    pairs = [(options["keyframes"][0][0], i / 2) for i in range(5)]
+    changed = {"keyframes": pairs, "base_seed": 5, "sub_prompts": []}
+    settings = make_settings({**options, **changed})
+    calls = []
+
+    def engine(tasks, make_worker):
+        calls.extend({"segment": f"{t.segment.index:03d}", "gpu": str(t.device), "seed": str(t.seed)} for t in tasks)
+        return engines.run_pool(tasks, make_worker)
+
+    if "ok" in step["result"]:
+        pipeline.run(settings, engine=engine, make_worker=Counting)
+    else:
+        message = f"Segment {fail} generation failed"
+        assert step["result"]["message"].startswith(message)
+        with pytest.raises(GenerationError, match=message):
+            pipeline.run(settings, engine=engine, make_worker=lambda: Counting((fail,)))
+    key = operator.itemgetter("segment")
+    recorded_calls = sorted(step["model_calls"], key=key)
+    assert [call for call in sorted(calls, key=key) if int(call["segment"]) != fail] == recorded_calls
+    done = {f"{i:03d}" for i in map(int, progress(options)["completed_segments"])}
+    assert done == {call["segment"] for call in recorded_calls}
+    assert set(step["progress_json"]["completed_segments"]) <= {str(int(i)) for i in done}

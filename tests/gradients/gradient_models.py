@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -283,13 +282,6 @@ RIGHT: dict[str, Change] = {
 # -- training steps --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _clipped(parameters: list[nn.Parameter], most: float | None) -> Iterator[None]:
-    yield
-    if most is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, most)
-
-
 def trainer(
     *,
     steps: int = 2,
@@ -305,7 +297,6 @@ def trainer(
     decay: float = 0.01,
     ema: float = 0.9,
     ema_first: bool = False,
-    clip_after: bool = False,
 ) -> Callable[..., Tensor]:
     """Return a function that takes training steps on (module with `.net` and `.ema`) and gives the last loss."""
 
@@ -343,6 +334,7 @@ class Pair(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        net.stack = net.stack[:1]  # one block will do, with every kind of parameter
         self.net, self.ema = net, copy.deepcopy(net).requires_grad_(False)
 
     @torch.no_grad()

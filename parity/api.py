@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parity.align.gradients import with_parameter_rules, without_gradients
 from parity.align.inference import Inferred, infer_names
 from parity.align.listed import aligned
 from parity.align.traces import align
@@ -31,6 +32,7 @@ from parity.errors import ParityFailure, SideError, TraceError
 from parity.locate.first import first_divergence, owner
 from parity.locate.nonfinite import find_nonfinite
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.run.backward import asking_for_gradients, with_backward
 from parity.run.side import grafting, run_side
 from parity.trace import Trace
 from parity.trace.names import NameMap, load_names, parse_names
@@ -54,6 +56,7 @@ def check(
     allow_unaligned: float | None = None,
     label: str = "check",
     zoom: str = "",
+    backward: bool = False,
 ) -> Result:
     """Run two implementations on the same inputs and tell whether the port computes what the reference computes.
 
@@ -66,6 +69,8 @@ def check(
     allow_unaligned: share of the reference's sites that may stay without a partner; half of them when not given, and any where the results of both
         sides agree in float64 (then the whole is known to be right, however little of its inside can be compared).
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
+    backward: also go backward, from the loss that is returned or from the same random cotangents on both sides, and compare the gradients of every
+        module's outputs, inputs and parameters; a function that takes training steps itself is compared in what its optimisers get and leave.
 
     >>> parity.check(official, mine, (x, t)).verdict
     'match'
@@ -77,16 +82,20 @@ def check(
         system="check",
         name=label,
         text="two modules",
-        reference=_side(reference, left, probes),
-        port=_side(port, right, port_probes or probes),
+        reference=_side(reference, left, probes, backward),
+        port=_side(port, right, port_probes or probes, backward),
         inputs=lambda setting: None,
         names=_names(names),
         allow_dtypes={".*": "two models given as they are: their dtypes are their own"},
     )
     setting = Setting(dtype=_dtype(_module(reference)))
+    if backward:
+        case = replace(case, reference=with_backward(case.reference), port=with_backward(case.port))
     case, inferred = _with_inferred_names(case, setting)
     if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
         allow_unaligned = 1.0
+    if backward:
+        case = replace(case, names=with_parameter_rules(case.names, _module(reference), _module(port)))
     result, _ = run_case(
         case,
         setting,
@@ -218,13 +227,14 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | None) -> Side:
+def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | None, backward: bool = False) -> Side:
     """Wrap a given model as a side of a case: it is never rebuilt, and only copies of it are upcast."""
     function, module = model if isinstance(model, tuple) else (None, model)
     args, kwargs = split_inputs(inputs)
     program = types.SimpleNamespace(run=function)  # what it returns is seen when it is called through here
     seen = probes or (lambda current: [Modules(current)])
-    results = [Function(program, "run", RESULT, kind="output")] if function is not None else []
+    # Backward, the loss is what the gradients come from: it must stay the run's own.
+    results = [Function(program, "run", RESULT, kind="output")] if function is not None and not backward else []
 
     def run(current: nn.Module, given: Any) -> Any:
         # The inputs belong to the side, not to the case: cloned, so that a model that writes into them harms nobody.
@@ -233,6 +243,8 @@ def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | 
             current, "_parity_upcast", False
         ):
             own_args, own_kwargs = upcast_in_place((own_args, own_kwargs))
+        if torch.is_grad_enabled():
+            own_args, own_kwargs = asking_for_gradients((own_args, own_kwargs))
         called = current if function is None else functools.partial(program.run, current)
         return called(*own_args, **own_kwargs)
 
@@ -292,10 +304,19 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
         def some(site: str, coords: Mapping[str, int], value: Tensor) -> Tensor | None:
             return graft(site, coords, value) if sites is None or site in sites else None
 
-        return run_side(replace(case, names=names), "port", setting, upcast=upcast, override=some).trace
+        again = run_side(replace(case, names=names), "port", setting, upcast=upcast, override=some).trace
+        return without_gradients(again)
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
-    found = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance, case.names)
+    found = infer_names(
+        without_gradients(reference.trace),
+        without_gradients(port.trace),
+        ref_modules[""],
+        port_modules[""],
+        rerun,
+        tolerance,
+        case.names,
+    )
     tables = any(
         buffer.is_floating_point() and buffer.itemsize == 2
         for side in (case.reference, case.port)

@@ -87,7 +87,12 @@ def _write_children(value: Any, changed: Mapping[str, Any]) -> None:
 
 def overwrite(old: Tensor, new: Tensor, fixed: Container[int]) -> bool:
     """Write `new` into the storage of `old`; tell whether that was possible."""
-    if old.is_inference() or old.shape != new.shape or storage_of(old) in fixed:
+    if (
+        old.is_inference()
+        or (old.requires_grad and torch.is_grad_enabled())
+        or old.shape != new.shape
+        or storage_of(old) in fixed
+    ):
         return False
     if any(stride == 0 and size > 1 for stride, size in zip(old.stride(), old.shape, strict=True)):
         return False

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from parity.capture import nested
 from parity.capture.gradients import GradientHooks, Stand
 from parity.capture.probes import Call, Function, Gradients, Modules, Probe, Scope, State
+from parity.capture.wrapping import by_target, wrap
 from parity.errors import CaseError
 from parity.result import format_key
 from parity.trace import Manifest, Record, Trace
@@ -93,8 +94,8 @@ class Recorder:
             for gradients in self._gradients:
                 self._stack.callback(gradients.close)
                 gradients.attach()
-            for owner, name, group in _by_target(self.probes):
-                self._stack.callback(_wrap(owner, name, _untraced(functools.partial(self._around, group))))
+            for owner, name, group in by_target(self.probes):
+                self._stack.callback(wrap(owner, name, _untraced(functools.partial(self._around, group))))
         except BaseException:
             self._stack.close()
             raise
@@ -356,48 +357,6 @@ def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 def _disable() -> Callable[..., Any]:
     """Return the decorator itself: to make it costs more than to apply it, and there are two hooks a module."""
     return cast(Callable[..., Any], torch.compiler.disable())
-
-
-# -- wrapping ---------------------------------------------------------------------------------------------------------
-
-
-def _by_target(probes: Sequence[Probe]) -> Iterator[tuple[Any, str, list[Probe]]]:
-    """Group the probes on functions by what they wrap, so that one wrapper serves all of them."""
-    groups: dict[tuple[int, str], tuple[Any, str, list[Probe]]] = {}
-    for probe in probes:
-        if not isinstance(probe, (Modules, Gradients)):
-            groups.setdefault((id(probe.owner), probe.name), (probe.owner, probe.name, []))[2].append(probe)
-    yield from groups.values()
-
-
-def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
-    """Replace `owner.name` by a wrapper; return the function that puts it back exactly as it was."""
-    try:
-        static = inspect.getattr_static(owner, name)
-        function = getattr(owner, name)
-    except AttributeError:
-        raise CaseError(f"probe: {owner!r} has no function '{name}'") from None
-    own = name in getattr(owner, "__dict__", {})
-    bound_to_class = isinstance(owner, type) and isinstance(static, classmethod)
-    if bound_to_class:
-        function = static.__func__  # the class that is called decides, not the one that the probe names
-    elif isinstance(owner, type) and not isinstance(static, staticmethod):
-        function = static  # keep `self` among the arguments
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return around(function, args, kwargs)
-
-    kind = classmethod if bound_to_class else staticmethod if isinstance(static, (staticmethod, classmethod)) else None
-    setattr(owner, name, kind(wrapper) if kind is not None else wrapper)
-
-    def undo() -> None:
-        if own:
-            setattr(owner, name, static)
-        else:
-            delattr(owner, name)
-
-    return undo
 
 
 def _bind(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.BoundArguments | None:

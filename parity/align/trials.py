@@ -173,6 +173,8 @@ def try_pairs(
             trial = swap(names, state.swapped | sites)
             after = site_errors(reference, trial)
             decided = _effect(state.errors, after, sites, reference)
+        if decided is None and not one.changed and _passed_by(group, hypotheses, state.errors, tolerance):
+            decided = False
         if decided is None and sound and not one.changed:
             decided = False  # whatever it is, the port is right without it
         if decided is False:
@@ -200,6 +202,21 @@ def _reordered(group: Sequence[Hypothesis], reference: Trace, port: Trace) -> bo
         if near(moments(r), moments(p), _ORDER_FREE):
             return False
     return None
+
+
+def _passed_by(
+    group: Sequence[Hypothesis], hypotheses: Sequence[Hypothesis], errors: Mapping[str, float], tolerance: float
+) -> bool:
+    """Tell whether values of shapes that do not fit are followed, in the same block, by one that agrees: the computation went on without them."""
+    for one in group:
+        site = one.references[0]
+        block = re.match(r"(?:.*?\.)?\d+(?=\.|$)", site)
+        if errors.get(site) != math.inf or block is None:
+            continue
+        inside = [h for h in hypotheses if h.order > one.order and h.references[0].startswith(f"{block[0]}.")]
+        if any(errors.get(h.references[0], math.inf) <= tolerance for h in inside if h not in group):
+            return True
+    return False
 
 
 def _effect(

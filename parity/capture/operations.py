@@ -30,7 +30,8 @@ _SKIPPED = (
     *(os.path.dirname(_EINOPS.origin) for _ in range(1) if _EINOPS is not None and _EINOPS.origin),
 )
 _RECORDING = tuple(
-    os.path.join(_HERE, part) for part in ("capture/recorder.py", "capture/nested.py", "capture/probes.py", "trace/")
+    os.path.join(_HERE, part)
+    for part in ("capture/recorder.py", "capture/nested.py", "capture/probes.py", "capture/wrapping.py", "trace/")
 )
 _MOST_ELEMENTS = 1 << 21  # larger values are not kept
 _MOST_OPS = 4000

@@ -31,7 +31,21 @@ def owner(divergence: Divergence, reference: Trace, compared: Container[str] | N
         return _caller(record, reference)  # what is handed to a module without its history is handed so by the caller
     if record.kind == "output" and not record.module:
         return _program(reference)
+    if compared is not None and record.role == "out":
+        unseen = _unseen_caller(record, reference, compared)
+        if unseen is not None:
+            return unseen or _program(reference)
     return record.module or record.site.partition(".in.")[0]
+
+
+def _unseen_caller(record: Record, reference: Trace, compared: Container[str]) -> str | None:
+    """Return who made the inputs of a module without parts none of which could be compared (padded outside, in other pieces): they may be what differs."""
+    module = record.module
+    inside = [r for r in reference.records[: record.order] if r.site.startswith(f"{module}.")]
+    inputs = [r for r in inside if r.site.startswith(f"{module}.in.")]
+    if not inputs or len(inputs) < len(inside) or any(r.key in compared for r in inputs):
+        return None
+    return inputs[-1].module
 
 
 def training_owner(first: Divergence, divergences: Sequence[Divergence], reference: Trace) -> str:

@@ -83,25 +83,32 @@ _DIT_BACK: Rules = (
 )
 
 # The VAE is mapped by prefix (where the module sits) and suffix (which tensor of the module), spec B2. The decoder is
-# flat on the official side and grouped by four (three Res blocks, one upsampler) in the port.
-VAE_PLACES: tuple[tuple[str, str], ...] = (
-    ("conv1", "quant_conv"),
-    ("conv2", "post_quant_conv"),
-    *((f"{net}.conv1", f"{net}.conv_in") for net in ("encoder", "decoder")),
-    *((f"{net}.head.0", f"{net}.norm_out") for net in ("encoder", "decoder")),
-    *((f"{net}.head.2", f"{net}.conv_out") for net in ("encoder", "decoder")),
-    *((f"{net}.middle.0", f"{net}.mid_block.resnets.0") for net in ("encoder", "decoder")),
-    *((f"{net}.middle.1", f"{net}.mid_block.attentions.0") for net in ("encoder", "decoder")),
-    *((f"{net}.middle.2", f"{net}.mid_block.resnets.1") for net in ("encoder", "decoder")),
-    *((f"encoder.downsamples.{j}", f"encoder.down_blocks.{j}") for j in range(11)),
-    *(
-        (
-            f"decoder.upsamples.{j}",
-            f"decoder.up_blocks.{j // 4}." + ("upsamplers.0" if j % 4 == 3 else f"resnets.{j % 4}"),
-        )
-        for j in range(15)
-    ),
-)
+# flat on the official side and grouped by level (Res blocks, one upsampler) in the port.
+def vae_places(levels: int = 4, res_blocks: int = 2) -> tuple[tuple[str, str], ...]:
+    """(official, port) prefix of every module of a VAE with so many levels and Res blocks a level."""
+    group = res_blocks + 2  # one Res block more than the encoder, and the upsampler
+    return (
+        ("conv1", "quant_conv"),
+        ("conv2", "post_quant_conv"),
+        *((f"{net}.conv1", f"{net}.conv_in") for net in ("encoder", "decoder")),
+        *((f"{net}.head.0", f"{net}.norm_out") for net in ("encoder", "decoder")),
+        *((f"{net}.head.2", f"{net}.conv_out") for net in ("encoder", "decoder")),
+        *((f"{net}.middle.0", f"{net}.mid_block.resnets.0") for net in ("encoder", "decoder")),
+        *((f"{net}.middle.1", f"{net}.mid_block.attentions.0") for net in ("encoder", "decoder")),
+        *((f"{net}.middle.2", f"{net}.mid_block.resnets.1") for net in ("encoder", "decoder")),
+        *((f"encoder.downsamples.{j}", f"encoder.down_blocks.{j}") for j in range(levels * (res_blocks + 1) - 1)),
+        *(
+            (
+                f"decoder.upsamples.{j}",
+                f"decoder.up_blocks.{j // group}."
+                + ("upsamplers.0" if j % group == group - 1 else f"resnets.{j % group}"),
+            )
+            for j in range(levels * group - 1)
+        ),
+    )
+
+
+VAE_PLACES = vae_places()
 _VAE_TENSORS: tuple[tuple[str, str], ...] = (
     ("", ""),
     (".residual.0", ".norm1"),
@@ -117,10 +124,10 @@ _VAE_TENSORS: tuple[tuple[str, str], ...] = (
 )
 
 
-def _vae_rules(source: int) -> Rules:
+def vae_rules(source: int, places: Rules = VAE_PLACES) -> Rules:
     """Every (place, tensor) pair as one rule; `source` 0 reads official keys, 1 reads port keys."""
     rules = []
-    for place in VAE_PLACES:
+    for place in places:
         for tensor in _VAE_TENSORS:
             left, right = place[source] + tensor[source], place[1 - source] + tensor[1 - source]
             rules.append((rf"{re.escape(left)}\.(weight|bias|gamma)", rf"{right}.\1"))
@@ -192,8 +199,8 @@ class Split:
     official_template: str
 
 
-RENAMES: dict[str, Rules] = {"dit": _DIT, "vae": _vae_rules(0), "text": _TEXT, "image": _IMAGE}
-RENAMES_BACK: dict[str, Rules] = {"dit": _DIT_BACK, "vae": _vae_rules(1), "text": _TEXT_BACK, "image": _IMAGE_BACK}
+RENAMES: dict[str, Rules] = {"dit": _DIT, "vae": vae_rules(0), "text": _TEXT, "image": _IMAGE}
+RENAMES_BACK: dict[str, Rules] = {"dit": _DIT_BACK, "vae": vae_rules(1), "text": _TEXT_BACK, "image": _IMAGE_BACK}
 SPLITS: dict[str, tuple[Split, ...]] = {
     "image": (
         Split(
@@ -226,7 +233,7 @@ def to_port(component: str, official: Mapping[str, Tensor]) -> dict[str, Tensor]
             continue
         pieces = _split(component, key, tensor)
         if pieces is None:
-            name = _rename(RENAMES[component], key)
+            name = rename(RENAMES[component], key)
             pattern = RESHAPES.get(component, {}).get(key)
             pieces = [] if name is None else [(name, rearrange(tensor, pattern) if pattern else tensor)]
             unknown += [key] if name is None else []
@@ -243,7 +250,7 @@ def to_official(component: str, port: Mapping[str, Tensor]) -> dict[str, Tensor]
     out: dict[str, Tensor] = {}
     unknown, clashes = [], []
     joined: dict[str, list[Tensor | None]] = {}
-    back = {_rename(RENAMES[component], key): (key, p) for key, p in RESHAPES.get(component, {}).items()}
+    back = {rename(RENAMES[component], key): (key, p) for key, p in RESHAPES.get(component, {}).items()}
     for key, tensor in port.items():
         if key in COPIES.get(component, {}):
             continue
@@ -252,7 +259,7 @@ def to_official(component: str, port: Mapping[str, Tensor]) -> dict[str, Tensor]
             name, index, count = part
             joined.setdefault(name, [None] * count)[index] = tensor
             continue
-        name = _rename(RENAMES_BACK[component], key)
+        name = rename(RENAMES_BACK[component], key)
         if name is None:
             unknown.append(key)
             continue
@@ -280,7 +287,8 @@ def _known(component: str) -> None:
         raise ValueError(f"unknown component {component!r}; choose one of {', '.join(COMPONENTS)}")
 
 
-def _rename(rules: Rules, key: str) -> str | None:
+def rename(rules: Rules, key: str) -> str | None:
+    """The name that the first rule which matches the whole key gives it, None without one."""
     for pattern, template in rules:
         match = re.fullmatch(pattern, key)
         if match:

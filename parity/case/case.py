@@ -127,14 +127,26 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Relation:
+    """What a golden of both sides states of the two at one stage, and what was found ("equal" means equal bits)."""
+
+    stage: str
+    stated: str
+    found: str
+    ok: bool
+
+
+@dataclass(frozen=True)
 class GoldenRun:
     """What running a golden's entry gave.
 
-    outputs: by the golden's output names. acts: by the golden's activation names, as many as can be produced.
+    outputs: by the golden's output names. acts: by the golden's activation names, as many as can be produced. relations: of the two sides
+    of a pair, as computed here.
     """
 
     outputs: Mapping[str, torch.Tensor]
     acts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    relations: tuple[Relation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Build the port's networks from official configs and weights."""
 
-
 import torch
 from diffusers import AutoencoderKLWan
 
@@ -30,5 +29,3 @@ def build_vae(config: Config, state: State) -> AutoencoderKLWan:
 def build_transformer(config: Config, state: State, dtype: torch.dtype = torch.float32) -> DiTForward:
     """Build the transformer: 36 input channels, text tokens only (the block type of Wan 2.2)."""
     return DiTForward(build_dit(config, {name: value.float() for name, value in state.items()}, dtype))
-
-

@@ -82,6 +82,7 @@ _DIT_BACK: Rules = (
     (rf"{_BLOCK}\.ffn\.net\.2\.{_WB}", r"\1.ffn.2.\2"),
 )
 
+
 # The VAE is mapped by prefix (where the module sits) and suffix (which tensor of the module), spec B2. The decoder is
 # flat on the official side and grouped by level (Res blocks, one upsampler) in the port.
 def vae_places(levels: int = 4, res_blocks: int = 2) -> tuple[tuple[str, str], ...]:

@@ -127,7 +127,11 @@ def encode_tiled(
 
 
 def decode_tiled(
-    vae: WanVAE, latent: Tensor, end: bool = False, tile: tuple[int, int] = (272, 272), stride: tuple[int, int] = (144, 128)
+    vae: WanVAE,
+    latent: Tensor,
+    end: bool = False,
+    tile: tuple[int, int] = (272, 272),
+    stride: tuple[int, int] = (144, 128),
 ) -> Tensor:
     """Decode tile by tile, clamped to [-1, 1]; tile and stride in pixels."""
     tile, stride = ((a // SPACE, b // SPACE) for a, b in (tile, stride))

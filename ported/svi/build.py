@@ -13,7 +13,8 @@ def build_vae(config: Config, state: State) -> AutoencoderKLWan:
 
     Errors: ValueError that lists the keys which do not fit.
     """
-    model = AutoencoderKLWan(**configs.vae_arguments(config))
+    arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in configs.vae_arguments(config).items()}
+    model = AutoencoderKLWan(**arguments)
     levels, blocks = len(config.get("dim_mult", (1, 2, 4, 4))), config.get("num_res_blocks", 2)
     rules = keys.vae_rules(0, keys.vae_places(levels, blocks))
     named = {key: keys.rename(rules, key) for key in state}

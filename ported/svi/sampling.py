@@ -1,6 +1,5 @@
 """Noise, the Euler loop, and decoding (spec section 6.5)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,19 +33,18 @@ class EulerSchedule:
     """The port's Euler: 1000 to 1 in equal steps, shifted, and 0."""
 
     def __init__(self, steps: int, shift: float) -> None:
-        u = torch.linspace(1000, 1, steps, dtype=torch.float32)
-        self.timesteps = self.shifted(u, shift)
-
-    @staticmethod
-    def shifted(u: Tensor, shift: float) -> Tensor:
-        """`S·(u/1000) / (1 + (S-1)·(u/1000)) · 1000`."""
-        u = u / 1000
-        return shift * u / (1 + (shift - 1) * u) * 1000
+        self.timesteps = shifted(torch.linspace(1000, 1, steps, dtype=torch.float32), shift)
 
     def step(self, i: int, flow: Tensor, sample: Tensor) -> Tensor:
         """Move the sample from time step i to the next, the last one to 0."""
         after = self.timesteps[i + 1] if i + 1 < len(self.timesteps) else torch.zeros(())
         return sample - flow * ((self.timesteps[i] - after) / 1000)
+
+
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """`S·(u/1000) / (1 + (S-1)·(u/1000)) · 1000`."""
+    u = u / 1000
+    return shift * u / (1 + (shift - 1) * u) * 1000
 
 
 def velocity(model: DiTForward, latent: Tensor, y: Tensor, t: Tensor, context: Tensor) -> Tensor:
@@ -59,29 +57,23 @@ def sample(
     model: DiTForward, condition: Condition, noise: Tensor, contexts: tuple[Tensor, Tensor | None], sampling: Sampling
 ) -> Tensor:
     """Denoise `(1, 16, T, h, w)`; contexts: positive, and negative where guidance is used."""
-    latent = noise
-    for latent in steps(model, condition, noise, contexts, sampling):
-        pass
-    return latent
-
-
-def steps(
-    model: DiTForward, condition: Condition, latent: Tensor, contexts: tuple[Tensor, Tensor | None], sampling: Sampling
-) -> Iterator[Tensor]:
-    """Yield the latent after every step."""
     schedule = EulerSchedule(sampling.steps, sampling.shift)
     positive, negative = contexts
     clean = condition.clean if sampling.reimpose else None
+    latent = noise
     for i, t in enumerate(schedule.timesteps):
         latent = latent if clean is None else reimposed(latent, clean, float(t) / 1000)
         flow = velocity(model, latent, condition.y, t, positive)
         if sampling.guidance != 1 and negative is not None:
             other = velocity(model, latent, condition.y, t, negative)
-            flow = other + sampling.guidance * (flow - other)
+            flow = guided(flow, other, sampling.guidance)
         latent = schedule.step(i, flow, latent)
-        if clean is not None and i + 1 == len(schedule.timesteps):
-            latent = reimposed(latent, clean, 0.0)
-        yield latent
+    return latent if clean is None else reimposed(latent, clean, 0.0)
+
+
+def guided(flow: Tensor, other: Tensor, scale: float) -> Tensor:
+    """`v_u + g·(v_c - v_u)`."""
+    return other + scale * (flow - other)
 
 
 def reimposed(latent: Tensor, clean: Tensor, t: float) -> Tensor:

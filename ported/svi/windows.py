@@ -37,7 +37,12 @@ def align_overlap(definition: Mapping[str, Any], overlap: int) -> int:
 
 
 def plan(
-    definition: Mapping[str, Any], video_length: int, overlap: int, window_size: int, source_frames: int, discard: int = 0
+    definition: Mapping[str, Any],
+    video_length: int,
+    overlap: int,
+    window_size: int,
+    source_frames: int,
+    discard: int = 0,
 ) -> Plan:
     """Count windows and frames of a request; `source_frames` is 0 without a source video, `window_size` 0 for one window."""
     length = align_length(video_length)

@@ -78,7 +78,8 @@ def predict(
 ) -> Tensor:
     """One pass: velocity `(16, T, h, w)` at time `t` for one text `(l, text_dim)`."""
     x = model_input(latent, cond)
-    with torch.autocast(x.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+    half = autocast in (torch.bfloat16, torch.float16)
+    with torch.autocast(x.device.type, dtype=autocast if half else torch.bfloat16, enabled=half):
         return dit([x], t[None].to(x.device), [context], length)[0]
 
 

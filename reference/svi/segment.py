@@ -83,9 +83,7 @@ def embeds_of(vae: WanVAE, clip: Clip) -> Embeds:
         end = end.expand(OVERLAP, -1, -1, -1)
     height, width = clip.previous.shape[1:3]
     start = clip.previous[-clip.leading :]
-    request = I2VRequest(
-        width, height, clip.frames, start_image=start, end_image=end, fun_or_fl2v_model=True
-    )
+    request = I2VRequest(width, height, clip.frames, start_image=start, end_image=end, fun_or_fl2v_model=True)
     return encode.i2v_encode(vae, request)
 
 

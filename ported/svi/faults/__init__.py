@@ -4,9 +4,7 @@ from ported.svi.faults import latents, masks, pixels, sampling, tasks
 from ported.svi.faults.record import Port, PortFault
 
 FAULTS: dict[str, PortFault] = {
-    fault.name: fault
-    for part in (pixels, masks, latents, sampling, tasks)
-    for fault in part.FAULTS
+    fault.name: fault for part in (pixels, masks, latents, sampling, tasks) for fault in part.FAULTS
 }
 
 __all__ = ["FAULTS", "Port", "PortFault"]

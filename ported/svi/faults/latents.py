@@ -8,7 +8,7 @@ from torch import Tensor
 from ported.svi import conditioning, frames, sampling
 from ported.svi import vae as vae_calls
 from ported.svi.conditioning import Condition, Request
-from ported.svi.faults.record import PortFault, Port, replaced, swap, swap_all, version
+from ported.svi.faults.record import Port, PortFault, replaced, swap, swap_all, version
 from ported.svi.versions import RIGHT, Version
 from ported.wan.vae import statistics
 

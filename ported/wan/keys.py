@@ -110,7 +110,7 @@ def vae_places(levels: int = 4, res_blocks: int = 2) -> tuple[tuple[str, str], .
 
 
 VAE_PLACES = vae_places()
-_VAE_TENSORS: tuple[tuple[str, str], ...] = (
+VAE_TENSORS: tuple[tuple[str, str], ...] = (
     ("", ""),
     (".residual.0", ".norm1"),
     (".residual.2", ".conv1"),
@@ -125,11 +125,11 @@ _VAE_TENSORS: tuple[tuple[str, str], ...] = (
 )
 
 
-def vae_rules(source: int, places: Rules = VAE_PLACES) -> Rules:
+def _vae_rules(source: int) -> Rules:
     """Every (place, tensor) pair as one rule; `source` 0 reads official keys, 1 reads port keys."""
     rules = []
-    for place in places:
-        for tensor in _VAE_TENSORS:
+    for place in VAE_PLACES:
+        for tensor in VAE_TENSORS:
             left, right = place[source] + tensor[source], place[1 - source] + tensor[1 - source]
             rules.append((rf"{re.escape(left)}\.(weight|bias|gamma)", rf"{right}.\1"))
     return tuple(rules)
@@ -200,8 +200,8 @@ class Split:
     official_template: str
 
 
-RENAMES: dict[str, Rules] = {"dit": _DIT, "vae": vae_rules(0), "text": _TEXT, "image": _IMAGE}
-RENAMES_BACK: dict[str, Rules] = {"dit": _DIT_BACK, "vae": vae_rules(1), "text": _TEXT_BACK, "image": _IMAGE_BACK}
+RENAMES: dict[str, Rules] = {"dit": _DIT, "vae": _vae_rules(0), "text": _TEXT, "image": _IMAGE}
+RENAMES_BACK: dict[str, Rules] = {"dit": _DIT_BACK, "vae": _vae_rules(1), "text": _TEXT_BACK, "image": _IMAGE_BACK}
 SPLITS: dict[str, tuple[Split, ...]] = {
     "image": (
         Split(
@@ -234,7 +234,7 @@ def to_port(component: str, official: Mapping[str, Tensor]) -> dict[str, Tensor]
             continue
         pieces = _split(component, key, tensor)
         if pieces is None:
-            name = rename(RENAMES[component], key)
+            name = _rename(RENAMES[component], key)
             pattern = RESHAPES.get(component, {}).get(key)
             pieces = [] if name is None else [(name, rearrange(tensor, pattern) if pattern else tensor)]
             unknown += [key] if name is None else []
@@ -251,7 +251,7 @@ def to_official(component: str, port: Mapping[str, Tensor]) -> dict[str, Tensor]
     out: dict[str, Tensor] = {}
     unknown, clashes = [], []
     joined: dict[str, list[Tensor | None]] = {}
-    back = {rename(RENAMES[component], key): (key, p) for key, p in RESHAPES.get(component, {}).items()}
+    back = {_rename(RENAMES[component], key): (key, p) for key, p in RESHAPES.get(component, {}).items()}
     for key, tensor in port.items():
         if key in COPIES.get(component, {}):
             continue
@@ -260,7 +260,7 @@ def to_official(component: str, port: Mapping[str, Tensor]) -> dict[str, Tensor]
             name, index, count = part
             joined.setdefault(name, [None] * count)[index] = tensor
             continue
-        name = rename(RENAMES_BACK[component], key)
+        name = _rename(RENAMES_BACK[component], key)
         if name is None:
             unknown.append(key)
             continue
@@ -288,8 +288,7 @@ def _known(component: str) -> None:
         raise ValueError(f"unknown component {component!r}; choose one of {', '.join(COMPONENTS)}")
 
 
-def rename(rules: Rules, key: str) -> str | None:
-    """The name that the first rule which matches the whole key gives it, None without one."""
+def _rename(rules: Rules, key: str) -> str | None:
     for pattern, template in rules:
         match = re.fullmatch(pattern, key)
         if match:

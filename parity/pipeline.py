@@ -116,7 +116,7 @@ def run_case(
         rows, same = excuse_masks(rows, alignment, reference, port)
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         rows = _excuse_rounding(rows, reference, port, setting, notes)
-        divergences = judge(rows, alignment, reference, port)
+        divergences = judge(rows, alignment, reference, port, axis_words=case.axis_words)
         lone = lone_states(alignment, reference, port)
         notes += [*alignment.notes, *same, *benign]
     local: list[Divergence] = []

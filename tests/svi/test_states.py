@@ -17,7 +17,9 @@ from reference.wan.loading import load_strict
 from reference.wan.vae import WanVAE
 
 GOLDEN = Path(__file__).parents[2] / "fixtures/svi/golden"
-STATES = {name: json.loads((GOLDEN / f"patch_states_{name}.json").read_text())["scenarios"] for name in ("first", "latest")}
+STATES = {
+    name: json.loads((GOLDEN / f"patch_states_{name}.json").read_text())["scenarios"] for name in ("first", "latest")
+}
 SCENARIOS = sorted(STATES["latest"])
 ROWS = json.loads((GOLDEN / "window_accounting.json").read_text())["rows"]
 SHAPES = json.loads((GOLDEN / "shape_errors.json").read_text())
@@ -155,7 +157,9 @@ def test_shapes_of_the_reference(row, reference_vae):
     vae = reference_vae if row["vae"] else None
     with torch.no_grad():
         if "error" in row:
-            with pytest.raises({"IndexError": IndexError, "RuntimeError": RuntimeError, "ValueError": ValueError}[row["error"]]):
+            with pytest.raises(
+                {"IndexError": IndexError, "RuntimeError": RuntimeError, "ValueError": ValueError}[row["error"]]
+            ):
                 encode.i2v_encode(vae, request)
             return
         found = encode.i2v_encode(vae, request)

@@ -60,7 +60,7 @@ def test_every_stage_of_the_specification_is_seen():
         "flow", "x_next", "decoded", "returned",
     }  # fmt: skip
     assert runs.port.at("cond", {}).shape == (20, 4, 4, 6)
-    assert runs.port.at("dit_input", {"call": 0}).shape == (36, 4, 4, 6)
+    assert runs.port.at("dit_input", {}).shape == (36, 4, 4, 6)
     assert runs.port.at("returned", {}).shape == (3, 9, 32, 48)
 
 

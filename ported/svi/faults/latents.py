@@ -37,14 +37,16 @@ def decode_with_flag(vae: Any, latent: Tensor, condition: Condition, version: Ve
     return vae_calls.decode(vae, sampling.trim(latent, condition), True)
 
 
-def encode_sharing_caches(vae: Any, video: Tensor, any_end_frame: bool = False) -> Tensor:
-    """The isolated end frame is encoded with the caches of the frames before it."""
+def end_as_chunk(vae: Any, video: Tensor, any_end_frame: bool = False) -> Tensor:
+    """The isolated end frame is encoded as a chunk of four, with the caches of the frames before it."""
     x, feat_map = video[None].to(vae.dtype), vae_calls.fresh(vae, "encoder")
     chunks = 2 + (x.shape[2] - 2) // 4 if any_end_frame else 1 + (x.shape[2] - 1) // 4
     parts = [vae_calls.encode_chunk(vae, x[:, :, :1], feat_map)]
     for i in range(1, chunks):
-        alone = any_end_frame and i == chunks - 1
-        parts.append(vae_calls.encode_chunk(vae, x[:, :, -1:] if alone else x[:, :, 4 * i - 3 : 4 * i + 1], feat_map))
+        chunk = x[:, :, 4 * i - 3 : 4 * i + 1]
+        if any_end_frame and i == chunks - 1:
+            chunk = x[:, :, -1:].repeat(1, 1, 4, 1, 1)
+        parts.append(vae_calls.encode_chunk(vae, chunk, feat_map))
     mean, _ = vae.quant_conv(torch.cat(parts, dim=2)).chunk(2, dim=1)
     centre, inverse_std = statistics(vae, mean)
     return ((mean - centre) * inverse_std)[0].float()
@@ -123,7 +125,7 @@ FAULTS = (
     ),
     PortFault("end_flag_after_trim", "F7", "V8", "the end flag at a decode whose end latent is trimmed", version(flag_at_decode=True), "shape"),
     PortFault("end_pasted", "F31", "V8", "the end frame encoded alone and pasted into zero latents", version(pasted_end=True, known_sub_frames=1)),
-    PortFault("end_shares_caches", "V2", "V2", "the isolated end frame is encoded with caches that are not empty", swap(vae_calls, "encode", encode_sharing_caches)),
+    PortFault("end_as_chunk", "V2", "V2", "the isolated end frame is encoded as a chunk of four, with caches that are not empty", swap(vae_calls, "encode", end_as_chunk)),
     PortFault("std_not_inverted", "C10", "C10", "latents multiplied by the standard deviation", swap(vae_calls, "statistics", statistics_swapped)),
     PortFault("not_normalised", "C10", "C10", "latents are not normalised", swap(vae_calls, "statistics", no_statistics)),
     PortFault("overlap_from_front", "V9", "V9", "the first latents of the prefix, not the last", swap(conditioning, "overlap_of_prefix", first_latents)),

@@ -105,7 +105,7 @@ def test_unknown_mode_is_one_line():
 
 def test_motion_counts_latents_and_keeps_the_end():
     lat_y = torch.arange(5.0).view(1, 5, 1, 1) * torch.ones(16, 5, 2, 2)
-    lat_y[0] += 1
+    lat_y[0] *= 2
     leading = torch.zeros(3, 4, 16, 16)
     right = request(motion_amplitude=1.5, input_video=leading, image_end=torch.zeros(3, 16, 16))
     moved = conditioning.move(right, lat_y)

@@ -132,7 +132,7 @@ def test_condition_of_other_transformers():
 
 
 def test_time_steps():
-    assert sampler.timesteps(3, 5.0).tolist() == pytest.approx([1000.0, 833.6109, 4.9801], rel=1e-6)
+    assert sampler.timesteps(3, 5.0).tolist() == pytest.approx([1000.0, 833.6109, 4.98008], rel=1e-6)
     x = sampler.euler_step(torch.ones(2), torch.ones(2), torch.tensor(1000.0), torch.tensor(400.0))
     assert x.tolist() == pytest.approx([0.4, 0.4])
 

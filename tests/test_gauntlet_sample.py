@@ -14,6 +14,7 @@ from parity.case import System
 from parity.case.discovery import find_systems
 from parity.lab.gauntlet_command import line_of
 from parity.lab.gauntlet_sample import drawn, run_sample, week_seed
+from parity.lab.places import modules_of
 
 SECONDS = 30.0  # of processor time; the item that runs when they are over is finished
 
@@ -58,10 +59,8 @@ def test_the_seed_is_the_iso_week(day: date, seed: int) -> None:
 def test_every_fault_says_which_module_is_right(systems: Mapping[str, System]) -> None:
     """An expectation of its own, that not every answer meets."""
     faults = {f"{system.name}/{fault.name}": fault for system in systems.values() for fault in system.faults}
-    assert [name for name, fault in faults.items() if not fault.expect.modules] == []
-    loose = [
-        name for name, fault in faults.items() if any(re.fullmatch(m, "no.such_module") for m in fault.expect.modules)
-    ]
+    assert [name for name, fault in faults.items() if not modules_of(fault.expect)] == []
+    loose = [n for n, f in faults.items() if any(re.fullmatch(m, "no.such_module") for m in modules_of(f.expect))]
     assert loose == []
 
 

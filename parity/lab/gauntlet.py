@@ -17,6 +17,7 @@ from rich.progress import Progress
 from parity.case import Expectation, Fault, Setting, System, Variation
 from parity.case.discovery import find_systems, get_system
 from parity.errors import SideError
+from parity.lab.places import modules_of
 from parity.pipeline import Prepared, prepare, run_case
 from parity.result import Cause, Result
 
@@ -104,7 +105,7 @@ def score_fault(system: str, name: str, expect: Expectation, result: Result, sec
     place = first is not None and re.fullmatch(expect.site, first.site) is not None
     place = place and first is not None and all(first.coords.get(axis) == i for axis, i in expect.coords.items())
     classes = [cause.class_id for cause in result.causes]
-    module = culprit is not None and any(re.fullmatch(pattern, culprit.module) for pattern in expect.modules)
+    module = culprit is not None and any(re.fullmatch(pattern, culprit.module) for pattern in modules_of(expect))
     return Score(
         system=system,
         name=name,

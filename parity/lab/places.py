@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from parity.case import Expectation
+
+
+def modules_of(expect: Expectation) -> tuple[str, ...]:
+    """Return the modules that are a right answer: those that the fault names; else what owns the first diverging site.
+
+    That is the function outside every module whose value the site is, the module that is handed it as an input, or that keeps the cache.
+    """
+    if expect.modules:
+        return expect.modules
+    owners = (re.sub(r"\\\.in\\\..*$", "", part) for part in expect.site.split("|"))
+    return tuple(dict.fromkeys(re.sub(r"\\\.cache\\\.\\d\+$", r"(\\.cache\\.\\d+)?", owner) for owner in owners))
 
 
 def defect_code(inject: Callable[..., Any]) -> str:

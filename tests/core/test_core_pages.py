@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from parity.lab.gauntlet import Score
 from parity.lab.gauntlet_table import summarise, write_page
 from parity.lab.mutation.fit import as_source, fit_by_proof, fitted
 from parity.lab.pages import marks, merged_table, section, with_section
+from parity.lab.places import defect_code, modules_of
 
 HAND = "## First sight\n\n| system | faults |\n|---|---|\n| svi | 12 |\n"
 
@@ -79,3 +81,52 @@ def test_confidence_is_never_fitted_on_the_held_half(tmp_path):
     path.write_text("[]")
     with pytest.raises(ParityError, match="cannot read"):
         fitted(path)
+
+
+@pytest.mark.parametrize(
+    ("site", "modules", "owners"),
+    [
+        ("sigmas", (), ("sigmas",)),
+        (r"vae\.in\.video", (), ("vae",)),
+        ("corrected|x_next", (), ("corrected", "x_next")),
+        (r"vae\.decoder\.cache\.\d+", (), (r"vae\.decoder(\.cache\.\d+)?",)),
+        (r"blocks\.0\.attn", ("blocks",), ("blocks",)),
+    ],
+)
+def test_without_a_module_of_its_own_the_owner_of_the_site_is_right(site, modules, owners):
+    assert modules_of(Expectation(site, modules=modules)) == owners
+
+
+def a_switch(port):
+    def forward(x):
+        return x + 1
+
+    port.forward = forward
+
+
+def a_shared_tool(port, value):
+    port.value = value
+
+
+class Wrong:
+    def forward(self, x):
+        return x
+
+
+def another_switch(port):
+    a_shared_tool(port, Wrong)
+
+
+def values_only(port):
+    a_shared_tool(port, 3)
+
+
+def test_the_code_of_a_defect_is_what_its_switch_puts_in():
+    def lines_of(code):
+        lines, first = inspect.getsourcelines(code)
+        return f":{first}-{first + len(lines) - 1}"
+
+    first = inspect.getsourcelines(a_switch)[1]
+    assert defect_code(a_switch).endswith(f"test_core_pages.py:{first + 1}-{first + 2}")
+    assert defect_code(another_switch).endswith(lines_of(Wrong))
+    assert defect_code(values_only) == ""

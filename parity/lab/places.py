@@ -45,8 +45,7 @@ def _places(function: Callable[..., Any], seen: set[str]) -> Iterator[str]:
     own = vars(sys.modules[function.__module__])
     called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
     for node in ast.walk(tree.body[0]):
-        inner = isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)) and node is not tree.body[0]
-        if inner:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)) and node is not tree.body[0]:
             yield _span(file, first + node.lineno - 1, first + (node.end_lineno or node.lineno) - 1)
         elif isinstance(node, ast.Name) and _is_of(own.get(node.id), function.__module__):
             found = own[node.id]

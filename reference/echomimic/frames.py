@@ -42,6 +42,11 @@ def to_uint8(video: Tensor, rescale: bool = False, rows: int = DEFAULT_ROWS) -> 
     return np.stack(frames)
 
 
+def shows_something(frames: NDArray[np.uint8], darkest: int = 24) -> bool:
+    """Tell whether a clip is more than black, within what a codec changes. Upstream never looks."""
+    return bool(frames.max() >= darkest)
+
+
 def write_video(frames: NDArray[np.uint8], path: Path, fps: int = DEFAULT_FPS) -> None:
     """Write bytes (L, H, W, 3) as H.264 in yuv420p, which needs even sizes, without sound."""
     height, width = frames.shape[1:3]

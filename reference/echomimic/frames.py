@@ -67,8 +67,8 @@ def mux_audio(silent: Path, audio: Path, out: Path, seconds: float) -> None:
         video = target.add_stream("libx264", rate=source.average_rate)
         video.width, video.height, video.pix_fmt = source.width, source.height, "yuv420p"
         voice = target.add_stream("aac", rate=sound.streams.audio[0].rate)
-        for frame in pictures.decode(source):
-            frame.pts = None
+        for i, frame in enumerate(pictures.decode(source)):
+            frame.pts, frame.time_base = i, 1 / Fraction(source.average_rate)
             target.mux(video.encode(frame))
         target.mux(video.encode(None))
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=voice.rate)

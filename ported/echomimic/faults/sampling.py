@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from einops import rearrange
 from torch import Tensor, nn
 
 from ported.echomimic import pipeline
@@ -46,8 +45,8 @@ def motion_not_loaded(networks: Networks) -> Iterator[None]:
 
 class _NormOverFrames(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
-        clip = rearrange(input, "(b f) c h w -> b c f h w", f=self.frames)
-        return rearrange(super().forward(clip), "b c f h w -> (b f) c h w")
+        clip = input.transpose(0, 1)[None]  # all rows of a pass at once
+        return super().forward(clip)[0].transpose(0, 1)
 
 
 @contextmanager
@@ -56,14 +55,7 @@ def groupnorm_over_frames(networks: Networks) -> Iterator[None]:
     denoiser = networks.denoising_unet
     norms = [norm for block in modules_of(denoiser, FrameResnet) for norm in (block.norm1, block.norm2)]
     norms.append(denoiser.conv_norm_out)
-    forward = type(denoiser).forward
-
-    def framed(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        for norm in norms:
-            norm.frames = sample.shape[2]
-        return forward(self, sample, *args, **kwargs)
-
-    with recast(norms, _NormOverFrames), patched(type(denoiser), "forward", framed):
+    with recast(norms, _NormOverFrames):
         yield
 
 

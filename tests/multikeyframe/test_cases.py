@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 
 from fixtures.multikeyframe import runs, video
 from fixtures.multikeyframe.case import SYSTEM
@@ -19,7 +20,7 @@ from ported.wan import image
 
 ROOT = Path(__file__).parents[2]
 MODULES = (engines, film, joints, pipeline, plan, store, worker)
-CLASSES = (worker.Worker, pipeline.Run, store.Progress, image.OfficialVideoProcessor)
+CLASSES = (worker.Worker, pipeline.Run, store.Progress, image.OfficialVideoProcessor, AutoencoderKLWan)
 
 
 def values(trace, site):

@@ -531,6 +531,15 @@ def _golden_line(report: Any) -> str:
         text += f", worst {worst.name}: max abs {worst.absolute:.2e}, rel {worst.relative:.2e}"
     if report.omitted:
         text += f", {len(report.omitted)} omitted with reason"
+    if report.relations:
+        wrong = [r.stage for r in report.relations if not r.ok]
+        equal = [r.stage for r in report.relations if r.ok and r.found == "equal"]
+        text += (
+            f"; the sides relate as stated at {len(report.relations) - len(wrong)} of {len(report.relations)} stages"
+        )
+        text += (f", equal bits at {', '.join(equal)}" if equal else "") + (
+            f", NOT at {', '.join(wrong)}" if wrong else ""
+        )
     return text + (f", {len(report.missing)} NOT PRODUCED" if report.missing else "")
 
 
@@ -541,6 +550,9 @@ def _print_golden_details(report: Any) -> None:
         _OUT.print(
             f"       {check.name}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}", markup=False
         )
+    for r in report.relations:
+        mark = "as stated" if r.ok else "NOT AS STATED"
+        _OUT.print(f"       {r.stage}: stated {r.stated}, found {r.found} ({mark})", markup=False, soft_wrap=True)
     for reason in dict.fromkeys(report.omitted.values()):
         count = sum(r == reason for r in report.omitted.values())
         _OUT.print(f"       omitted: {count} values ({reason})", markup=False, soft_wrap=True)
@@ -561,6 +573,7 @@ def _golden_json(report: Any) -> dict[str, Any]:
             "omitted": dict(report.omitted),
             "failures": [c.__dict__ for c in report.checks if not c.ok],
             "worst": report.worst.__dict__ if report.worst else None,
+            "relations": [r.__dict__ for r in report.relations],
         }
     )
 

@@ -31,7 +31,7 @@ def owner(divergence: Divergence, reference: Trace, compared: Container[str] | N
         return _caller(record, reference)  # what is handed to a module without its history is handed so by the caller
     if record.kind == "output" and not record.module:
         return _program(reference)
-    if compared is not None and record.role == "out":
+    if compared is not None and record.role == "out" and record.key == divergence.key:
         unseen = _unseen_caller(record, reference, compared)
         if unseen is not None:
             return unseen or _program(reference)

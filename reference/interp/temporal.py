@@ -72,6 +72,8 @@ def interpolate(
         raise ValueError(f"unknown interpolation mode {mode!r}; there are {', '.join(MODES)}")
     if idx.shape[1] < 2:
         raise ValueError("interpolation needs at least two keyframes")
+    if idx.shape != values.shape[:2]:
+        raise ValueError(f"{tuple(idx.shape)} keyframes do not go with values {tuple(values.shape)}")
     keyframes = [row.tolist() for row in idx]
     video = torch.stack([linear_one(k, v, frames) for k, v in zip(keyframes, values, strict=True)])
     if mode == "linear":

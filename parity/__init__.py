@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parity import capture
-    from parity.api import assert_parity, check, compare, find_nonfinite
+    from parity.api import assert_parity, check, compare
     from parity.capture.probes import Function, Modules, Scope, State
     from parity.case import Case, Expectation, Fault, Setting, Side, System, Variation
     from parity.errors import CaseError, ParityError, ParityFailure, SideError, TraceError
+    from parity.locate.nonfinite import find_nonfinite
     from parity.result import Cause, Coverage, Culprit, Divergence, Result
-    from parity.store import load_trace
+    from parity.trace.store import load_trace
 
 __version__ = "0.1.0"
 
@@ -25,7 +26,7 @@ _HOMES = {
     "parity.api": ("assert_parity", "check", "compare", "find_nonfinite"),
     "parity.errors": ("CaseError", "ParityError", "ParityFailure", "SideError", "TraceError"),
     "parity.result": ("Cause", "Coverage", "Culprit", "Divergence", "Result"),
-    "parity.store": ("load_trace",),
+    "parity.trace.store": ("load_trace",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

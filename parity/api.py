@@ -11,23 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.align import align
+from parity.align.traces import align
 from parity.capture import split_inputs
 from parity.capture.environment import environment_differences
 from parity.capture.probes import Modules, Probe
+from parity.capture.upcast import upcast_in_place
 from parity.case import Case, Setting, Side
+from parity.compare.floors import FIXED, Floors
+from parity.compare.measure import measure
+from parity.compare.verdict import judge
 from parity.diagnose import diagnose as _diagnose
 from parity.diagnose.evidence import Evidence
 from parity.errors import ParityFailure, SideError, TraceError
-from parity.execute import grafting, run_side
-from parity.floors import FIXED, Floors
-from parity.judge import judge, measure
-from parity.locate import first_divergence, owner
-from parity.names import NameMap, load_names, parse_names
-from parity.nonfinite import find_nonfinite
+from parity.locate.first import first_divergence, owner
+from parity.locate.nonfinite import find_nonfinite
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.run.side import grafting, run_side
 from parity.trace import Trace
-from parity.upcast import upcast_in_place
+from parity.trace.names import NameMap, load_names, parse_names
 
 __all__ = ["assert_parity", "check", "compare", "diagnose_tensors", "find_nonfinite", "load_tensor"]
 
@@ -62,7 +63,7 @@ def check(
     >>> parity.check(official, mine, (x, t)).verdict
     'match'
     """
-    from parity.run import run_case
+    from parity.pipeline import run_case
 
     left, right = _pair_of_inputs(inputs)
     case = Case(
@@ -119,7 +120,7 @@ def compare(
 
     Raises TraceError when a trace holds nothing.
     """
-    from parity.run import cover, verdict_of
+    from parity.pipeline import cover, verdict_of
 
     for side, trace in (("reference", reference), ("port", port)):
         if not len(trace):
@@ -156,8 +157,8 @@ def compare(
 
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
     """Compare two tensors and test every hypothesis on them."""
+    from parity.compare.measure import relative_l2, worst
     from parity.diagnose.locality import describe
-    from parity.judge import relative_l2, worst
 
     floor = FIXED.get(str(reference.dtype).removeprefix("torch."), 0.0)
     evidence = Evidence(reference=reference, port=port, site="tensor", kind=kind, floor=floor)
@@ -178,7 +179,7 @@ def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") 
 
 def load_tensor(text: str) -> Tensor:
     """Read `FILE.safetensors[:KEY]` or `FILE.npy` (never unpickled)."""
-    from parity.store import open_safetensors
+    from parity.trace.store import open_safetensors
 
     path, _, key = text.partition(".safetensors:")
     if key or text.endswith(".safetensors"):
@@ -258,8 +259,8 @@ def _names(names: Names) -> NameMap:
 
 def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str, ...]]:
     """Align two models that nobody wrote a map for: from names, weights, values, order and shapes of one run, in float64 where they can."""
-    from parity.infer import infer_names
-    from parity.matching import NEAR
+    from parity.align.by_values import NEAR
+    from parity.align.inference import infer_names
 
     upcast, tolerance = True, 1e-5
     try:

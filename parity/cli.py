@@ -73,7 +73,7 @@ def list_(
     cases: CasesOption = None, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> int:
     """List systems, their cases, faults and variations."""
-    from parity.discover import find_systems
+    from parity.case.discovery import find_systems
 
     systems = find_systems(paths=cases)
     if as_json:
@@ -133,7 +133,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> int:
     """Run both sides of cases and judge the port."""
-    from parity.discover import choose_cases, find_systems
+    from parity.case.discovery import choose_cases, find_systems
     from parity.session import Job, run_jobs
 
     systems = find_systems(paths=cases)
@@ -212,9 +212,9 @@ def compare(
 ) -> int:
     """Compare two traces, from any two machines."""
     from parity.api import compare as compare_traces
-    from parity.names import load_names
     from parity.report.text import failure_message, summary_table
-    from parity.store import load_trace
+    from parity.trace.names import load_names
+    from parity.trace.store import load_trace
 
     result = compare_traces(
         load_trace(reference),
@@ -247,8 +247,8 @@ def golden_verify(
     ] = False,
 ) -> int:
     """Build the implementation from each golden's config, load its weights strictly, run, compare everything the file holds."""
-    from parity.discover import find_systems
-    from parity.golden import verify_golden
+    from parity.case.discovery import find_systems
+    from parity.lab.golden import verify_golden
 
     systems = find_systems(paths=cases)
     status, listing = 0, []
@@ -308,7 +308,7 @@ def nonfinite(
     as_json: JsonOption = None,
 ) -> int:
     """Find the first operation that makes a non-finite value from finite inputs."""
-    from parity.nonfinite import nonfinite_command
+    from parity.locate.nonfinite import nonfinite_command
 
     found = nonfinite_command(target, cases)
     _OUT.print("match: every value is finite" if found is None else found.text, markup=False, soft_wrap=True)
@@ -332,7 +332,7 @@ def gauntlet(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a fault.")] = False,
 ) -> int:
     """Run every fault and every variation; print the score table."""
-    from parity.gauntlet import gauntlet_command
+    from parity.lab.gauntlet import gauntlet_command
 
     return gauntlet_command(list(names or []), only, jobs, as_json, markdown, cases, _OUT, _ERR, verbose)
 
@@ -345,8 +345,8 @@ def video(
     html: Annotated[Path | None, typer.Option("--html", help="HTML file of the report.")] = None,
 ) -> int:
     """Compare two clips: per-frame figures, blank, green, frozen, flickering frames, the first bad frame."""
-    from parity.clips import load_clip
-    from parity.video import compare_clips
+    from parity.clips.compare import compare_clips
+    from parity.clips.frames import load_clip
 
     left, right = load_clip(reference), load_clip(port)
     comparison = compare_clips(left, right)
@@ -370,7 +370,7 @@ def bench(
     as_json: JsonOption = None,
 ) -> int:
     """Measure the cost of capturing and comparing on this machine, against the plain run."""
-    from parity.bench import bench_command
+    from parity.lab.bench import bench_command
 
     return bench_command(device, repeats, as_json, _OUT)
 
@@ -392,7 +392,7 @@ def report(
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> int:
     """Check the environment: versions, devices, determinism switches, codecs."""
-    from parity.doctor import examine
+    from parity.lab.doctor import examine
 
     findings = examine()
     if as_json:
@@ -417,7 +417,7 @@ def _jobs(
     import torch
 
     from parity.case import Setting
-    from parity.discover import choose_cases, get_system
+    from parity.case.discovery import choose_cases, get_system
     from parity.session import Job
 
     if dtype is not None and dtype not in DTYPES:

@@ -59,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give `parity_case` one value for each case that the marker names."""
     if "parity_case" not in metafunc.fixturenames:
         return
-    from parity.discover import choose_cases, find_systems
+    from parity.case.discovery import choose_cases, find_systems
 
     marker = metafunc.definition.get_closest_marker("parity")
     names = [str(a) for a in marker.args] if marker else []
@@ -98,12 +98,12 @@ def parity_update(request: pytest.FixtureRequest) -> bool:
 
 
 def _run_case(case: Case, book: ReportBook, options: dict[str, Any]) -> Result:
-    from parity.run import run_case
+    from parity.pipeline import run_case
 
     result, runs = run_case(case, **options)
     media = None
     if book.folder is not None:
-        from parity.media import collect_media
+        from parity.report.collect import collect_media
 
         media = collect_media(case, runs)
     return book.add(result, media)

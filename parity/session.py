@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from parity.case import Case, Fault, Setting, Variation
 from parity.errors import SideError, TraceError
-from parity.execute import Runs
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.run.side import Runs
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run_jobs(
     console: Console | None = None,
 ) -> Outcome:
     """Run jobs one after the other; each report is written as soon as its case is done."""
-    from parity.run import run_case
+    from parity.pipeline import run_case
 
     outcome = Outcome()
     reports: list[tuple[Result, Any]] = []
@@ -82,7 +82,7 @@ def run_jobs(
                 result = replace(result, command=_command(job))
                 media = None
                 if html is not None:
-                    from parity.media import collect_media
+                    from parity.report.collect import collect_media
 
                     say("report")
                     media = collect_media(job.case, runs)
@@ -165,7 +165,7 @@ def _command(job: Job) -> str:
 
 
 def _save(runs: Runs, folder: Path) -> None:
-    from parity.store import write_trace
+    from parity.trace.store import write_trace
 
     for name in ("reference", "port", "precise", "isolated", "free"):
         trace = getattr(runs, name)

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from parity.clips.compare import ClipComparison, Limits, compare_clips
+from parity.clips.frames import Clip, frames_from_tensor, load_clip, write_clip
 from parity.errors import ParityError
-from parity.video import Clip, ClipComparison, Limits, compare_clips, frames_from_tensor, load_clip, write_clip
 
 Frames = NDArray[np.uint8]
 F, H, W = 13, 40, 56

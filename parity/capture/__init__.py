@@ -31,8 +31,8 @@ def capture(
 
     from parity.capture.environment import describe_environment
     from parity.capture.parameters import describe_parameters
-    from parity.store import TraceWriter
     from parity.trace import Manifest
+    from parity.trace.store import TraceWriter
 
     manifest = Manifest(environment=describe_environment(), complete=False, parameters=describe_parameters(model))
     args, kwargs = split_inputs(inputs)
@@ -46,7 +46,7 @@ def capture(
             Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest),
         ):
             model(*args, **kwargs)
-    from parity.store import load_trace
+    from parity.trace.store import load_trace
 
     return load_trace(Path(path))
 

@@ -19,9 +19,9 @@ from parity.capture.parameters import describe_parameters
 from parity.capture.probes import Modules
 from parity.capture.recorder import Recorder
 from parity.errors import CaseError, ParityError, SideError
-from parity.names import NameMap, load_names
-from parity.store import TraceWriter
 from parity.trace import Manifest
+from parity.trace.names import NameMap, load_names
+from parity.trace.store import TraceWriter
 
 
 def capture_command(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from parity.capture.sketch import stats
 from parity.trace import Parameter
+from parity.trace.fingerprint import stats
 
 
 def describe_parameters(model: nn.Module, prefix: str = "") -> dict[str, Parameter]:

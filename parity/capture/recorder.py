@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from parity.capture import nested
 from parity.capture.probes import Call, Function, Modules, Probe, Scope, State
-from parity.capture.sketch import digest, sketch, stats
 from parity.errors import CaseError
-from parity.names import NameMap, Target
 from parity.result import format_key
 from parity.trace import Manifest, Record, Trace
+from parity.trace.fingerprint import digest, sketch, stats
+from parity.trace.names import NameMap, Target
 
 Override = Callable[[str, Mapping[str, int], Tensor], Tensor | None]
 Keep = Callable[[str, Mapping[str, int]], bool]

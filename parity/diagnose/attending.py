@@ -13,7 +13,8 @@ from itertools import islice, permutations, product
 import torch
 from torch import Tensor
 
-from parity.diagnose.evidence import Evidence, Op, as_float64, relative_error
+from parity.capture.operations import Op
+from parity.diagnose.evidence import Evidence, as_float64, relative_error
 from parity.diagnose.roles import agreement, grouped, memo, surroundings
 
 ROWS = 24

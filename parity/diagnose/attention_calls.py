@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from parity.capture.operations import Op
 from parity.diagnose.attending import Attention, as_mask, attend
-from parity.diagnose.evidence import Op, as_float64, relative_error
+from parity.diagnose.evidence import as_float64, relative_error
 
 PRODUCTS = ("bmm", "matmul", "baddbmm")
 MOST_ELEMENTS = 20_000_000

@@ -7,7 +7,9 @@ from itertools import islice
 
 import torch
 
-from .evidence import Evidence, Explanation, Hypothesis, Op
+from parity.capture.operations import Op
+
+from .evidence import Evidence, Explanation, Hypothesis
 from .fits import comparable, sure
 from .replay import (
     MOST_EDITS,

@@ -10,36 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Frame:
-    """One call on the stack: the line that was running, its text, and the function ("file:first line")."""
-
-    source: str
-    code: str
-    function: str
-
-
-@dataclass(frozen=True)
-class Op:
-    """One dispatched operation seen while a side computed the diverging record, in order of execution.
-
-    `name` is the ATen name without overload ("softmax", "scaled_dot_product_attention", "mul", "native_layer_norm", "add").
-    `inputs` are its tensor arguments (flattened, values as they were), `outputs` its tensor results, `scalars` its other
-    arguments by schema name ({"eps": 1e-6, "scale": None, "dim": -1, "approximate": "tanh"}). `source` is "file:line" of the innermost
-    frame outside torch, `code` that line. `makers` says for each input which operation of the same log made it (None: it came from outside),
-    `again` runs the operation on other inputs. `frames` are the calls around it, innermost first, outside torch and parity.
-    """
-
-    name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    scalars: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-    code: str = ""
-    makers: tuple[int | None, ...] = ()
-    again: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
-    frames: tuple[Frame, ...] = ()
+from parity.capture.operations import Op
 
 
 @dataclass(frozen=True)

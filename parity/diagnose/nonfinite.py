@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from parity.capture.operations import Op
+
 from .axes import axis_name, kind_of
-from .evidence import Evidence, Explanation, Hypothesis, Op, as_float64
+from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import number
 
 FP16_MAX = 65504.0

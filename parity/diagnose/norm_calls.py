@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .evidence import Evidence, Explanation, Hypothesis, Op
+from parity.capture.operations import Op
+
+from .evidence import Evidence, Explanation, Hypothesis
 from .matching import as_rows, match_rows
 from .operations import same
 

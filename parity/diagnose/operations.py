@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from parity.capture.operations import Op
+
 from .axes import LONG, axis_name, kind_of, many, roles
-from .evidence import Evidence, Explanation, Hypothesis, Op
+from .evidence import Evidence, Explanation, Hypothesis
 
 JOINS = {"cat", "concat", "stack"}
 PADS = {

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import torch
 
+from parity.capture.operations import Op
+
 from .axes import axis_name, kind_of, roles
 from .candidates import vectors
-from .evidence import Evidence, Explanation, Hypothesis, Op, as_float64
+from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import accept, allowance, comparable, grouped_affine, grouped_scale, near, noise_level, number, sure
 from .terms import bias_multiple
 

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .evidence import Evidence, Explanation, Hypothesis, Op, as_float64
+from parity.capture.operations import Op
+
+from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import HONEST_NOISE, accept, comparable, finite, number, sample_index, sure
 from .nonfinite import HYPOTHESES as NONFINITE
 

@@ -15,7 +15,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from .evidence import Evidence, Op, as_float64
+from parity.capture.operations import Op
+
+from .evidence import Evidence, as_float64
 from .fits import accept, allowance, cached
 
 MOST_OPS = 800  # of a log, and 160 of them that lead to the value

@@ -10,7 +10,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from .evidence import Evidence, Explanation, Hypothesis, Op
+from parity.capture.operations import Op
+
+from .evidence import Evidence, Explanation, Hypothesis
 from .fits import comparable, sure
 from .replay import (
     ACTIVATIONS,

@@ -8,11 +8,12 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from parity.clip_defects import frame_ranges
+from parity.clips.compare import ClipComparison, compare_clips
+from parity.clips.defects import frame_ranges
+from parity.clips.frames import Clip
 from parity.report.pixels import jpeg
 from parity.report.svg import Chart, Series, draw
 from parity.report.wording import number
-from parity.video import Clip, ClipComparison, compare_clips
 
 Pictures = NDArray[np.uint8]
 MAX_FRAMES = 10

@@ -19,7 +19,8 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from parity.clips import Clip
+from parity.clips.compare import ClipComparison
+from parity.clips.frames import Clip
 from parity.files import write_text
 from parity.report import wording
 from parity.report.charts import growth, overview, per_axis
@@ -28,7 +29,6 @@ from parity.report.media import Media
 from parity.report.payload import MAX_BYTES, payload
 from parity.report.views import Figure, Figures, kv_figure, kv_overview, mask_figure, rope_figure, worst_first
 from parity.result import Culprit, Result
-from parity.video import ClipComparison
 
 MAX_PAGE = 1_950_000  # bytes
 LISTED = 200  # divergences, notes, unaligned names: the rest is counted

@@ -15,8 +15,8 @@ from torch import nn
 
 from parity.case import Case, Expectation, Fault, GoldenEntry, GoldenRun, Side, System, Variation
 from parity.capture.probes import Modules
-from parity.names import parse_names
-from parity.seeding import normal
+from parity.trace.names import parse_names
+from parity.case.seeding import normal
 
 
 class Net(nn.Module):

@@ -10,8 +10,8 @@ from torch import nn
 
 from parity.capture.probes import Function, Modules, Scope, State
 from parity.case import Case, Expectation, Fault, Setting, Side
+from parity.pipeline import run_case
 from parity.result import Cause, Result
-from parity.run import run_case
 
 WIDTH, CHUNKS = 8, 3
 

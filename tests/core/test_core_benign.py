@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from parity.benign import is_roundoff, same_mask
-from parity.judge import hidden_places
+from parity.compare.benign import is_roundoff, same_mask
+from parity.compare.measure import hidden_places
 from parity.result import Row
 
 KEEP = torch.tensor([[True, True, False], [True, False, False]])

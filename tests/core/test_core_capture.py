@@ -14,7 +14,7 @@ from parity.capture import nested
 from parity.capture.probes import Modules
 from parity.capture.recorder import Recorder
 from parity.errors import CaseError
-from parity.names import parse_names
+from parity.trace.names import parse_names
 
 RESULTS = ("tensor", "tuple", "list", "dict", "dataclass", "namedtuple", "nested", "model output")
 

@@ -11,10 +11,10 @@ from core_models import Net, noise, seeded
 from torch import nn
 
 import parity
-from parity.benign import find_permutation, is_rounding
+from parity.align.layouts import find_layout, patterns
+from parity.compare.benign import find_permutation, is_rounding
 from parity.errors import CaseError, ParityFailure, SideError
-from parity.layouts import find_layout, patterns
-from parity.names import rearrange
+from parity.trace.names import rearrange
 
 X = (noise(2, 5, 8),)
 

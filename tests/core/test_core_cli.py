@@ -19,7 +19,7 @@ from core_project import CASE, write_project
 from safetensors.torch import save_file
 
 from parity import cli
-from parity.store import load_trace
+from parity.trace.store import load_trace
 
 NUMBER = count()
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
 import parity
-from parity.drilldown import OpLog, WindowsClosed, compact, describe_op, find_departure
+from parity.capture.operations import OpLog, WindowsClosed
+from parity.locate.operation import compact, describe_op, find_departure
 from parity.trace import Record
 
 WEIGHT = noise(8, 8, seed=7).double() / 3

@@ -12,17 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parity
-from parity.align import align
-from parity.capture.sketch import digest, sketch, stats
+from parity.align.traces import align
+from parity.compare.floors import FIXED, UNIT, UNITS, Floors, coarser, measured
+from parity.compare.measure import measure, own_errors, relative_l2, worst
+from parity.compare.verdict import judge
 from parity.errors import CaseError, TraceError
-from parity.floors import FIXED, UNIT, UNITS, Floors, coarser, measured
-from parity.judge import judge, measure, own_errors, relative_l2, worst
-from parity.locate import first_divergence
-from parity.names import parse_names
+from parity.locate.first import first_divergence
+from parity.pipeline import verdict_of
 from parity.result import EXIT_STATUS, Divergence, Result, format_key, parse_key
-from parity.run import verdict_of
 from parity.session import read_results
 from parity.trace import Manifest, MemorySource, Record, Trace
+from parity.trace.fingerprint import digest, sketch, stats
+from parity.trace.names import parse_names
 
 
 def trace(values: dict[str, torch.Tensor], *, full: bool = True, digests: bool = False, **manifest) -> Trace:

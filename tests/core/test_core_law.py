@@ -12,45 +12,28 @@ from core_imports import ROOT, Import, imports_of
 
 SIDES = ("reference", "ported")
 
-# Each room imports only what stands before it (and itself). A name covers the modules below it, unless they are listed themselves.
+# Each room imports only what stands before it (and itself).
 ROOMS = (
-    ("errors", "files", "seeding"),
+    ("errors", "files"),
     ("result",),
-    ("trace", "names"),
-    ("records",),
+    ("trace",),
     ("capture",),
-    ("store",),
-    ("capture.command",),
     ("case",),
-    ("discover", "align", "upcast", "layouts", "pieces"),
-    ("floors", "matching"),
-    ("module_state",),
-    ("weight_pairs",),
-    ("judge", "infer", "locate"),
-    ("benign",),
-    ("match_traces",),
+    ("align",),
+    ("run",),
+    ("compare",),
+    ("locate",),
     ("diagnose",),
-    ("drilldown",),
-    ("nonfinite", "execute", "listing"),
-    ("absence",),
-    ("explain", "precision"),
-    ("run", "golden"),
     ("clips",),
-    ("clip_defects", "clip_hints"),
-    ("video",),
     ("report",),
-    ("media",),
+    ("pipeline",),
     ("api", "session"),
-    ("gauntlet", "doctor", "bench"),
+    ("lab",),
     ("pytest_plugin", "cli"),
     ("__main__",),
 )
 # Imports inside functions that may look ahead, each with its reason.
-AHEAD = {
-    ("capture", "store"): "a capture may be written while it is made",
-    ("align", "match_traces"): "it makes the Pairs of align, and is asked only on request",
-    ("nonfinite", "discover"): "the command takes a case's name",
-}
+AHEAD = {("compare", "api"): "`parity.compare` is a function and this room"}
 FOREIGN = "yaml einops rich typer jinja2 scipy pandas matplotlib skimage cv2 av transformers diffusers PIL tqdm"
 
 
@@ -165,9 +148,7 @@ def test_no_room_is_listed_in_vain(graph):
     modules = {found.importer for found in graph["parity"]} | {found.imported for found in graph["parity"]}
     rooms = {room_of(m)[1] for m in modules if m.startswith("parity.")}
     files = {".".join(f.relative_to(ROOT / "parity").with_suffix("").parts) for f in (ROOT / "parity").rglob("*.py")}
-    assert {n for names in ROOMS for n in names} - rooms - files <= {
-        "bench"
-    }  # bench is reached from the command line alone
+    assert {n for names in ROOMS for n in names} - rooms - files == set()
 
 
 def test_the_package_itself_loads_nothing(graph):
@@ -213,7 +194,11 @@ def test_capture_needs_torch_numpy_and_safetensors_alone(tmp_path: Path):
 
 def test_the_whole_way_to_a_trace_imports_only_the_three_at_the_top(graph):
     """What capture and store import, however far, is the standard library, torch, numpy and safetensors."""
-    todo, seen, foreign = ["parity.capture", "parity.capture.command", "parity.store", "parity.seeding"], set(), set()
+    todo, seen, foreign = (
+        ["parity.capture", "parity.capture.command", "parity.trace.store", "parity.case.seeding"],
+        set(),
+        set(),
+    )
     while todo:
         module = todo.pop()
         if module in seen:

@@ -11,10 +11,9 @@ from core_models import noise
 from torch import Tensor, nn
 
 import parity
+from parity.capture.operations import Frame, own_frame
 from parity.case import Expectation
-from parity.diagnose.evidence import Frame
-from parity.drilldown import own_frame
-from parity.gauntlet import score_fault
+from parity.lab.gauntlet import score_fault
 from parity.result import Coverage, Culprit, Divergence, Result
 
 X = noise(3, 8, seed=1)

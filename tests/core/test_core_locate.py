@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from core_models import noise
 
-from parity.locate import owner
+from parity.locate.first import owner
 from parity.result import Divergence
 from parity.trace import Manifest, Record, Trace
 

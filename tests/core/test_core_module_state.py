@@ -10,10 +10,10 @@ import torch
 from core_models import noise, seeded
 from torch import nn
 
+from parity.capture.module_state import own_state, state_of, states_of
 from parity.capture.probes import Modules
 from parity.case import Case, Expectation, Fault, Setting, Side
-from parity.module_state import own_state, state_of, states_of
-from parity.run import run_case
+from parity.pipeline import run_case
 
 
 class Net(nn.Module):

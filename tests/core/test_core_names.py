@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.errors import CaseError
-from parity.names import NameMap, Target, load_names, parse_names
+from parity.trace.names import NameMap, Target, load_names, parse_names
 
 RULES = [
     {"port": r"blocks\.(\d+)\.attn1\.to_q", "reference": r"blocks.\1.self_attn.q", "layout": "b l (h d) -> b h l d", "sizes": {"h": 2}},

@@ -12,7 +12,7 @@ from torch import nn
 
 import parity
 from parity.errors import CaseError
-from parity.nonfinite import nonfinite_command
+from parity.locate.nonfinite import nonfinite_command
 
 
 class Layer(nn.Module):

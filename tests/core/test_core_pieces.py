@@ -8,7 +8,7 @@ from core_models import Net, noise, seeded
 from torch import nn
 
 import parity
-from parity.pieces import fit_calls
+from parity.align.pieces import fit_calls
 from parity.trace import Manifest, Record, Trace
 
 

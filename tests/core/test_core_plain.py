@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import parity
 from parity.errors import TraceError
 from parity.result import format_key, parse_key
-from parity.store import load_trace, natural_key
+from parity.trace.store import load_trace, natural_key
 
 EXAMPLE = ROOT / "docs" / "examples" / "ten_line_trace.py"
 PAGE = ROOT / "docs" / "plain_traces.md"

@@ -12,10 +12,10 @@ from _pytest.pytester import SysModulesSnapshot
 from core_project import CASE, PYPROJECT, write_project
 
 import parity
-from parity.discover import find_systems
+from parity.case.discovery import find_systems
 from parity.errors import ParityFailure
+from parity.pipeline import run_case
 from parity.report.text import COLUMNS, LINES, failure_message
-from parity.run import run_case
 
 INSTALLED = any(entry.value == "parity.pytest_plugin" for entry in metadata.entry_points(group="pytest11"))
 PLUGIN = () if INSTALLED else ("-p", "parity.pytest_plugin")
@@ -123,7 +123,7 @@ def test_cases_of_a_users_own_project_become_tests(pytester, run):
             assert parity_case.system == "tiny"
 
         def test_fault(assert_parity):
-            from parity.discover import find_systems
+            from parity.case.discovery import find_systems
             system = find_systems()["tiny"]
             with pytest.raises(AssertionError, match="DIVERGED: tiny/one .*wide_eps"):
                 assert_parity(system.case("one"), fault=system.faults[0])

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.seeding import integers, normal, uniform
+from parity.case.seeding import integers, normal, uniform
 
 
 def splitmix64(x: int) -> int:

@@ -10,8 +10,8 @@ from core_models import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.capture import sketch as sketches
-from parity.capture.sketch import BUCKETS, buckets, digest, distance, sketch, stats
+from parity.trace import fingerprint as sketches
+from parity.trace.fingerprint import BUCKETS, buckets, digest, distance, sketch, stats
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = st.lists(st.integers(1, 9), min_size=0, max_size=4).map(tuple)

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import parity
-from parity import store
 from parity.capture.recorder import Recorder
-from parity.capture.sketch import digest, sketch, stats
 from parity.errors import TraceError
 from parity.files import replacing, write_text
-from parity.store import FileSource, TraceWriter, in_memory, load_trace, write_trace
-from parity.trace import KINDS, Manifest, Parameter, Record, Trace
+from parity.trace import KINDS, Manifest, Parameter, Record, Trace, store
+from parity.trace.fingerprint import digest, sketch, stats
+from parity.trace.store import FileSource, TraceWriter, in_memory, load_trace, write_trace
 
 
 def record(order: int = 0, site: str = "a", value: torch.Tensor | None = None, **fields) -> Record:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from parity.upcast import keep_double, upcast_in_place
+from parity.capture.upcast import keep_double, upcast_in_place
 
 LOW = (torch.float32, torch.bfloat16, torch.float16)
 CONSTANTS = {"table": torch.linspace(0, 1, 5), "names": ["a", "b"]}

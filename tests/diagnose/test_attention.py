@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from parity.capture.operations import Op
 from parity.diagnose.attention import HYPOTHESES
-from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, Op
+from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 
 
 def explain(ev: Evidence) -> list[tuple[Hypothesis, Explanation]]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.diagnose.calibration import POINTS, calibrated, fit
-from parity.gauntlet import Score, reliability
+from parity.lab.gauntlet import Score, reliability
 
 
 @settings(max_examples=50, deadline=None)

@@ -10,9 +10,10 @@ import torch
 from recognise import named, normal, top
 from torch import Tensor
 
+from parity.capture.operations import Op
 from parity.diagnose.captured import HYPOTHESES as CAPTURED
 from parity.diagnose.detours import HYPOTHESES as DETOURS
-from parity.diagnose.evidence import Evidence, Op
+from parity.diagnose.evidence import Evidence
 from parity.diagnose.renoised import HYPOTHESES as RENOISED
 from parity.diagnose.time import HYPOTHESES as TIME
 

@@ -12,8 +12,9 @@ from recognise import explain, named, normal, top
 from torch import Tensor
 from torch.nn import functional
 
+from parity.capture.operations import Op
 from parity.diagnose.conditioning import HYPOTHESES
-from parity.diagnose.evidence import Evidence, Op
+from parity.diagnose.evidence import Evidence
 
 C, U = normal(2, 4, 3, 6, 8, seed=1), normal(2, 4, 3, 6, 8, seed=2)
 X = normal(2, 9, 16, seed=3)

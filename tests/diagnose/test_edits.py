@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from parity.capture.operations import Op, OpLog, WindowsClosed
 from parity.diagnose import diagnose
 from parity.diagnose.edits import HYPOTHESES
-from parity.diagnose.evidence import Evidence, Op
+from parity.diagnose.evidence import Evidence
 from parity.diagnose.replay import chain
-from parity.drilldown import OpLog, WindowsClosed
 from parity.trace import Record
 
 Side = Callable[[Tensor], Tensor]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, Op
+from parity.capture.operations import Op
+from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 from parity.diagnose.norms import HYPOTHESES
 
 

@@ -11,7 +11,8 @@ from recognise import explain, named, normal, top
 from torch import Tensor
 from torch.nn import functional
 
-from parity.diagnose.evidence import Evidence, Op
+from parity.capture.operations import Op
+from parity.diagnose.evidence import Evidence
 from parity.diagnose.integers import HYPOTHESES as INTEGERS
 from parity.diagnose.layout import HYPOTHESES as LAYOUT
 from parity.diagnose.nonfinite import HYPOTHESES as NONFINITE

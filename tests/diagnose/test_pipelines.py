@@ -12,11 +12,12 @@ from recognise import named, normal, top
 from torch import Tensor
 from torch.nn import functional
 
+from parity.capture.operations import Op
 from parity.diagnose.attention import HYPOTHESES as ATTENTION
 from parity.diagnose.attention_arguments import attention_arguments
 from parity.diagnose.caches import HYPOTHESES as CACHES
 from parity.diagnose.conditioning import HYPOTHESES as CONDITIONING
-from parity.diagnose.evidence import Evidence, Hypothesis, Op
+from parity.diagnose.evidence import Evidence, Hypothesis
 from parity.diagnose.layout import HYPOTHESES as LAYOUT
 from parity.diagnose.masks import describe
 from parity.diagnose.positions import HYPOTHESES as POSITIONS

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from recognise import explain, named, normal, top
 from torch import Tensor
 
-from parity.diagnose.evidence import Evidence, Op
+from parity.capture.operations import Op
+from parity.diagnose.evidence import Evidence
 from parity.diagnose.precision import HYPOTHESES
 
 X = normal(64, 256, seed=1)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, Op
+from parity.capture.operations import Op
+from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 from parity.diagnose.randomness import HYPOTHESES
 
 

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from report_samples import HOSTILE, bad_clip, clip, diverged, hostile, hostile_media, incomparable, match, media, rows
 
+from parity.clips.compare import compare_clips
+from parity.clips.frames import Clip
 from parity.report.html import report_html, write_index, write_report, write_video_report
 from parity.report.media import Media
 from parity.report.payload import payload
 from parity.result import Coverage, Divergence, Result, Row
-from parity.video import Clip, compare_clips
 
 LIMIT = 2_000_000
 

@@ -8,8 +8,8 @@ import pytest
 
 from fixtures.synthetic.case import SYSTEM
 from parity.case import Variation
-from parity.gauntlet import Runner
-from parity.run import run_case
+from parity.lab.gauntlet import Runner
+from parity.pipeline import run_case
 
 
 @cache

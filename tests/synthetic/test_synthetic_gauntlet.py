@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from fixtures.synthetic.case import SYSTEM
-from parity.gauntlet import Runner, Score
+from parity.lab.gauntlet import Runner, Score
 
 QUICK = (
     "decoder_rope_angles_bf16", "decoder_kv_heads_tiled", "decoder_prefetch_overwrites_slot", "dit_timestep_unit",

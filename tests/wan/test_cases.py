@@ -18,8 +18,8 @@ from fixtures.wan.faults import FAULTS, NOT_BOUND
 from fixtures.wan.models import CLIP, DITS, TEXT, VAE, make_weights, port_network
 from parity.case import Setting
 from parity.errors import CaseError
-from parity.gauntlet import Runner
-from parity.run import prepare, run_case
+from parity.lab.gauntlet import Runner
+from parity.pipeline import prepare, run_case
 from ported.wan import keys
 from ported.wan.faults import FAULTS as PORT_FAULTS
 

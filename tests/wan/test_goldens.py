@@ -13,7 +13,7 @@ from fixtures.wan.goldens_recording import record, rename
 from parity.capture import Function, Modules
 from parity.case import System
 from parity.errors import TraceError
-from parity.golden import read_golden, verify_golden
+from parity.lab.golden import read_golden, verify_golden
 from reference.wan import conditioning, embeddings, rope, solvers, t5, vae_layers
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from fixtures.wan.goldens import GOLDENS
 from parity.case import System
-from parity.golden import verify_golden
+from parity.lab.golden import verify_golden
 from reference.wan import clip, dit, t5, vae
 from reference.wan.config import CLIPConfig, DiTConfig, T5Config, VAEConfig
 

@@ -13,9 +13,9 @@ from fixtures.wan import models_runs as runs
 from fixtures.wan.case import SYSTEM
 from fixtures.wan.faults import FAULTS
 from fixtures.wan.models import DITS, build_port, build_reference
-from parity.align import align
+from parity.align.traces import align
 from parity.case import Setting
-from parity.store import load_trace
+from parity.trace.store import load_trace
 from ported.wan import text
 
 

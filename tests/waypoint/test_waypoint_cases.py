@@ -15,8 +15,8 @@ from fixtures.waypoint.case import SYSTEM
 from fixtures.waypoint.faults import NOT_RUN
 from fixtures.waypoint.models import TINY, make_inputs
 from parity.case import Fault, Setting, Variation
+from parity.pipeline import Prepared, prepare, run_case
 from parity.result import Result
-from parity.run import Prepared, prepare, run_case
 from parity.session import Job, run_jobs
 from ported.waypoint.faults import FAULTS as PORT_FAULTS
 
@@ -112,7 +112,7 @@ def test_a_report_and_a_result_are_written(tmp_path: Path) -> None:
     outcome.results[0].write_json(tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["verdict"] == "match"
     from parity.api import compare
-    from parity.store import load_trace
+    from parity.trace.store import load_trace
 
     traces = [load_trace(tmp_path / "traces" / "waypoint-square" / side) for side in ("reference", "port")]
     assert compare(*traces).verdict == "match"

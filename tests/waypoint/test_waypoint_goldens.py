@@ -17,7 +17,7 @@ from fixtures.waypoint.goldens_read import deployed_dtype
 from fixtures.waypoint.models import make_weights
 from parity.case import Golden
 from parity.errors import TraceError
-from parity.golden import read_golden
+from parity.lab.golden import read_golden
 from reference import waypoint
 from reference.waypoint import rope
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from fixtures.waypoint.goldens import GOLDENS
 from fixtures.waypoint.models import make_weights
 from parity.case import System
-from parity.golden import verify_golden
+from parity.lab.golden import verify_golden
 from reference.waypoint import Config, Controls, Engine, WorldModel, load_weights, to_engine_dtype
 
 SYSTEMS = {"waypoint": System("waypoint", "", (), goldens=GOLDENS)}

@@ -1,0 +1,1 @@
+"""Which value of the port is which of the reference."""

@@ -1,0 +1,250 @@
+"""The operation log: what a side computed between two records, with values, arguments and source lines, each ready to be run again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import linecache
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from parity.trace import Record
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_EINOPS = importlib.util.find_spec("einops")  # its frames say nothing: the caller's line does
+_SKIPPED = (
+    _HERE,
+    os.path.dirname(os.path.abspath(torch.__file__)),
+    contextlib.__file__,
+    "<",
+    *(os.path.dirname(_EINOPS.origin) for _ in range(1) if _EINOPS is not None and _EINOPS.origin),
+)
+_RECORDING = tuple(
+    os.path.join(_HERE, part) for part in ("capture/recorder.py", "capture/nested.py", "capture/probes.py", "trace/")
+)
+_MOST_ELEMENTS = 1 << 21  # larger values are not kept
+_MOST_OPS = 4000
+_PLACE = object()  # of a tensor among the arguments of a logged operation
+_RENAME = {
+    "_softmax": "softmax",
+    "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention",
+    "_scaled_dot_product_flash_attention": "scaled_dot_product_attention",
+    "_scaled_dot_product_efficient_attention": "scaled_dot_product_attention",
+    "_scaled_dot_product_cudnn_attention": "scaled_dot_product_attention",
+}
+
+
+class WindowsClosed(BaseException):
+    """Raised inside a run once everything that was wanted has been logged: the rest of the run is not needed."""
+
+
+class OpLog(TorchDispatchMode):
+    """Log the operations of several windows, each between two records. `watch` is given to the recorder.
+
+    starts: wanted record -> the last record before it that both sides have; None when there is none, so that logging begins at once.
+    """
+
+    def __init__(self, starts: Mapping[str, str | None]) -> None:
+        super().__init__()
+        self.windows: dict[str, tuple[Step, ...]] = {}
+        self._starts = dict(starts)
+        self._steps: list[Step] = []
+        self._open: dict[str, int] = {
+            key: 0 for key, start in starts.items() if start is None
+        }  # wanted record -> first step
+        self.calls: dict[str, tuple[Frame, ...]] = {}  # wanted record -> the calls around it when it was recorded
+        self.functions: set[str] = set()  # that were seen running when something was recorded or computed
+        self._makers: dict[int, int] = {}  # id of a live tensor -> the step that made it
+        self._alive: list[Tensor] = []
+
+    def watch(self, record: Record) -> None:
+        """Open windows after their first record, close them at their last, and stop the run when all are closed."""
+        around = _around(record)
+        self.functions.update(frame.function for frame in around)
+        if record.key in self._starts:
+            self.calls.setdefault(record.key, around)
+        if record.key in self._open:
+            self.windows[record.key] = _cut(self._steps, self._open.pop(record.key))
+        for key, start in self._starts.items():
+            if start == record.key and key not in self.windows:
+                self._open[key] = len(self._steps)
+        if not self._open:
+            self._steps, self._makers, self._alive = [], {}, []
+        if len(self.windows) == len(self._starts):
+            raise WindowsClosed
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        source = source_line() if self._open and len(self._steps) < _MOST_OPS else None
+        if source is None:  # nothing is wanted, or the recorder itself is at work
+            return func(*args, **kwargs)
+        leaves, spec = tree_flatten((args, kwargs))
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        inputs = tuple(_keep(t) for t in given)
+        makers = tuple(self._makers.get(id(t)) for t in given)
+        result = func(*args, **kwargs)
+        name = func._schema.name.partition("::")[2]
+        made = tensors_in(result)
+        op = Op(
+            _RENAME.get(name, name).rstrip("_"),
+            inputs,
+            tuple(map(_keep, made)),
+            read_scalars(func, args, kwargs),
+            *source,
+            frames=frames_around(),
+            again=functools.partial(_again, func, spec, [_PLACE if isinstance(x, Tensor) else x for x in leaves]),
+        )
+        self.functions.update(frame.function for frame in op.frames)
+        for t in made:
+            self._makers[id(t)] = len(self._steps)
+            self._alive.append(t)
+        self._steps.append(Step(op, makers))
+        return result
+
+
+class CallLog:
+    """Note which functions run, and what was running when one record was made; stops the run there. `watch` is given to the recorder."""
+
+    def __init__(self, wanted: str | None) -> None:
+        self.wanted = wanted
+        self.calls: tuple[Frame, ...] = ()
+        self.functions: set[str] = set()
+
+    def watch(self, record: Record) -> None:
+        around = _around(record)
+        self.functions.update(frame.function for frame in around)
+        if record.key == self.wanted:
+            self.calls = around
+            raise WindowsClosed
+
+
+def _again(func: Any, spec: Any, leaves: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a logged operation on other tensors, which it may not change."""
+    given = iter(inputs)
+    filled = [next(given).clone() if leaf is _PLACE else leaf for leaf in leaves]
+    args, kwargs = tree_unflatten(filled, spec)
+    with torch.no_grad():
+        return tensors_in(func(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A logged operation, and for each of its tensor inputs the step that made it (None: it came from outside the window)."""
+
+    op: Op
+    makers: tuple[int | None, ...]
+
+
+def _cut(steps: Sequence[Step], start: int) -> tuple[Step, ...]:
+    """Return the steps from `start` on, with makers counted from there."""
+    return tuple(
+        Step(s.op, tuple(m - start if m is not None and m >= start else None for m in s.makers)) for s in steps[start:]
+    )
+
+
+def _keep(value: Tensor) -> Tensor:
+    if value.numel() > _MOST_ELEMENTS or value.is_meta:
+        return value.detach()
+    with torch.utils._python_dispatch._disable_current_modes():
+        return value.detach().clone()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors inside nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [t for item in value for t in tensors_in(item)]
+    if isinstance(value, dict):
+        return [t for item in value.values() for t in tensors_in(item)]
+    return []
+
+
+def read_scalars(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments that are no tensors, by their schema names, defaults included."""
+    found: dict[str, Any] = {}
+    for i, argument in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value)
+        if not tensors_in(value) and value is not None:
+            found[argument.name] = value
+    return found
+
+
+def source_line() -> tuple[str, str] | None:
+    """Return file:line and text of the innermost frame outside torch; None when parity itself is at work."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_RECORDING):
+            return None
+        if not name.startswith(_SKIPPED):
+            return f"{name}:{frame.f_lineno}", linecache.getline(name, frame.f_lineno).strip()
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def frames_around(most: int = 24) -> tuple[Frame, ...]:
+    """Return the calls on the stack outside torch and parity, innermost first."""
+    found: list[Frame] = []
+    frame = sys._getframe(1)
+    while frame is not None and len(found) < most:
+        name, first = frame.f_code.co_filename, frame.f_code.co_firstlineno
+        if not name.startswith(_SKIPPED):
+            text = linecache.getline(name, frame.f_lineno).strip()
+            found.append(Frame(f"{name}:{frame.f_lineno}", text, f"{name}:{first}"))
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(found)
+
+
+def _around(record: Record) -> tuple[Frame, ...]:
+    """Return the calls around a record, with the one that has just returned it as the innermost."""
+    around = frames_around()
+    if not record.function or record.function.startswith(_SKIPPED):
+        return around
+    file, _, line = record.function.rpartition(":")
+    return (Frame(record.function, linecache.getline(file, int(line)).strip(), record.function), *around)
+
+
+def own_frame(frames: Sequence[Frame], common: Collection[str]) -> Frame | None:
+    """Return the innermost call of a function that the other side does not run: what both run is not where they differ."""
+    return next((frame for frame in frames if frame.function not in common), None)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One call on the stack: the line that was running, its text, and the function ("file:first line")."""
+
+    source: str
+    code: str
+    function: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """One dispatched operation seen while a side computed the diverging record, in order of execution.
+
+    `name` is the ATen name without overload ("softmax", "scaled_dot_product_attention", "mul", "native_layer_norm", "add").
+    `inputs` are its tensor arguments (flattened, values as they were), `outputs` its tensor results, `scalars` its other
+    arguments by schema name ({"eps": 1e-6, "scale": None, "dim": -1, "approximate": "tanh"}). `source` is "file:line" of the innermost
+    frame outside torch, `code` that line. `makers` says for each input which operation of the same log made it (None: it came from outside),
+    `again` runs the operation on other inputs. `frames` are the calls around it, innermost first, outside torch and parity.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    code: str = ""
+    makers: tuple[int | None, ...] = ()
+    again: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
+    frames: tuple[Frame, ...] = ()

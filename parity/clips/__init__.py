@@ -1,0 +1,1 @@
+"""Clips and frames: read, compared, and what is visibly wrong with them."""

@@ -1,0 +1,291 @@
+"""Frames of a video: read from files and tensors, written without loss. It judges nothing (`parity.clips.compare` does)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity.errors import ParityError
+from parity.files import replacing
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+MAX_BYTES = 4 * 2**30  # decoded frames are held in memory
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames [F, H, W, 3] uint8 RGB. `nonfinite` counts NaN and Inf values of each frame [F] (they are drawn black);
+    `value_range` is how float values were read; `notes` say what was assumed."""
+
+    frames: Frames
+    fps: float | None = None
+    path: str = ""
+    nonfinite: NDArray[np.int64] | None = None
+    value_range: tuple[float, float] = (0.0, 255.0)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.frames.shape[1]), int(self.frames.shape[2])
+
+    def __len__(self) -> int:
+        return int(self.frames.shape[0])
+
+
+def load_clip(path: str | Path, key: str | None = None, value_range: tuple[float, float] | None = None) -> Clip:
+    """Read a video file, a folder of images (natural order), `.npy` or `.safetensors` (`key` names the tensor).
+
+    `value_range` says what black and white are in float data; without it the range is read off the values and noted.
+    Raises ParityError, one line, for anything that is not a whole clip of at least one frame.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ParityError(f"reading clip {path}: there is no such file or folder")
+    if path.is_dir():
+        return _from_folder(path)
+    suffix = path.suffix.lower()
+    if path.stat().st_size == 0:
+        raise ParityError(f"reading clip {path}: the file is empty (0 bytes)")
+    if suffix == ".npy":
+        return _from_tensor_file(path, _load_npy(path), value_range)
+    if suffix == ".safetensors":
+        return _from_tensor_file(path, _load_safetensors(path, key), value_range)
+    if suffix in IMAGES:
+        return Clip(_read_image(path)[None], path=str(path))
+    return _from_video(path)
+
+
+def frames_from_tensor(tensor: Any, value_range: tuple[float, float] | None = None) -> Clip:
+    """Convert a tensor or array of frames to a clip.
+
+    Layouts: [F,3,H,W], [3,F,H,W], [F,H,W,3], [B,3,F,H,W], [B,F,3,H,W], [B,F,H,W,3], [3,H,W], [H,W,3]; channels may
+    also be 1 (grey) or 4 (alpha is dropped). Integers are taken as 0..255; floats as `value_range`, or what their
+    values suggest ([-1, 1], [0, 1] or [0, 255], said in `notes`). Several clips of a batch are laid end to end. NaN
+    and Inf become black and are counted per frame. Raises ParityError for any other shape or for no frame.
+    """
+    values = _as_numpy(tensor)
+    frames, notes = _frames_last(values)
+    if frames.shape[0] == 0 or 0 in frames.shape[1:3]:
+        raise ParityError(f"converting a tensor {list(values.shape)} to frames: it holds no frame")
+    flat = frames.reshape(frames.shape[0], -1)
+    if frames.dtype == np.uint8 and value_range is None:
+        counts = np.zeros(frames.shape[0], np.int64)
+        return Clip(_rgb(frames), nonfinite=counts, notes=tuple(notes))
+    finite = np.isfinite(flat)
+    bad = (~finite).sum(axis=1)
+    low, high = value_range or _guess_range(flat[finite], frames.dtype, notes)
+    if high <= low:
+        raise ParityError(f"converting a tensor to frames: value range ({low}, {high}) is empty; give (black, white)")
+    unit = (np.where(finite, flat, low).astype(np.float32) - low) / (high - low)
+    outside = float(((unit < -0.002) | (unit > 1.002)).mean())
+    if outside > 0:
+        notes.append(f"{outside:.2%} of the values lie outside [{low:g}, {high:g}] and were clipped")
+    if bad.any():
+        notes.append(f"{int(bad.sum())} values are NaN or Inf, in {int((bad > 0).sum())} frames; they are drawn black")
+    levels = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8).reshape(frames.shape)
+    return Clip(_rgb(levels), nonfinite=bad.astype(np.int64), value_range=(float(low), float(high)), notes=tuple(notes))
+
+
+def write_clip(frames: Frames, path: str | Path, fps: int = 16) -> None:
+    """Write frames [F, H, W, 3] without loss: `.mkv` / `.avi` as FFV1, `.npy`, or a folder of PNG files (no suffix)."""
+    path = Path(path)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        raise ParityError(f"writing clip {path}: expected uint8 [F, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    if path.suffix == ".npy":
+        with replacing(path) as temporary, temporary.open("wb") as handle:
+            np.save(handle, frames, allow_pickle=False)
+    elif path.suffix in (".mkv", ".avi"):
+        _write_ffv1(frames, path, fps)
+    elif path.suffix == "":
+        from PIL import Image
+
+        for index, frame in enumerate(frames):
+            with replacing(path / f"{index:05d}.png") as temporary:
+                Image.fromarray(frame).save(temporary, format="PNG")
+    else:
+        raise ParityError(f"writing clip {path}: unknown suffix {path.suffix}; use .mkv, .avi, .npy or a folder")
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key under which `frame2` comes before `frame10`."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _from_folder(path: Path) -> Clip:
+    files = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=lambda f: natural_key(f.name))
+    if not files:
+        raise ParityError(f"reading clip {path}: the folder holds no image ({', '.join(sorted(IMAGES))})")
+    frames: list[Frames] = []
+    for file in files:
+        frame = _read_image(file)
+        if frames and frame.shape != frames[0].shape:
+            raise ParityError(
+                f"reading clip {path}: {file.name} is {frame.shape[1]}x{frame.shape[0]}, but {files[0].name} is "
+                f"{frames[0].shape[1]}x{frames[0].shape[0]}; all frames of a clip must have one size"
+            )
+        frames.append(frame)
+        _check_memory(path, len(frames), frame)
+    return Clip(np.stack(frames), path=str(path))
+
+
+def _read_image(file: Path) -> Frames:
+    """Return one image as [H, W, 3] uint8; 16-bit images are scaled, alpha is dropped."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+            if image.mode.startswith("I"):
+                return np.repeat((np.asarray(image) // 257).astype(np.uint8)[..., None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ParityError(f"reading image {file}: truncated or not an image ({_one_line(error)})") from error
+
+
+def _from_video(path: Path) -> Clip:
+    import av
+
+    frames: list[Frames] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ParityError(f"reading clip {path}: the file has no video stream")
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate) if stream.average_rate else None
+            expected = stream.frames or round((container.duration or 0) / 1e6 * (rate or 0))
+            for frame in _decoded(container, stream, path):
+                frames.append(frame.to_ndarray(format="rgb24"))
+                if frames[-1].shape != frames[0].shape:
+                    raise ParityError(f"reading clip {path}: the frame size changes at frame {len(frames) - 1}")
+                _check_memory(path, len(frames), frames[-1])
+    except (av.FFmpegError, OSError, ValueError) as error:
+        where = f"after {len(frames)} frames" if frames else "at its start"
+        raise ParityError(f"reading clip {path}: not a whole video, broken {where} ({_one_line(error)})") from error
+    if not frames:
+        raise ParityError(f"reading clip {path}: the video holds no frame")
+    # Containers round their durations, and edit lists hide a frame: one frame or 2 % are no sign of a truncated file.
+    if len(frames) < expected * 0.98 - 1:
+        raise ParityError(f"reading clip {path}: truncated, {len(frames)} of {expected} frames could be decoded")
+    return Clip(np.stack(frames), fps=rate, path=str(path))
+
+
+def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise ParityError(f"reading clip {path}: truncated or damaged (a packet is corrupt)")
+        yield from packet.decode()
+
+
+def _load_npy(path: Path) -> NDArray[Any]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ParityError(f"reading clip {path}: truncated or not a plain .npy array ({_one_line(error)})") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        raise ParityError(f"reading clip {path}: it does not hold one array of numbers")
+    return values
+
+
+def _load_safetensors(path: Path, key: str | None) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            keys = sorted(file.keys())
+            if key is None and len(keys) != 1:
+                raise ParityError(f"reading clip {path}: it holds {len(keys)} tensors; name one: {', '.join(keys[:8])}")
+            chosen = keys[0] if key is None else key
+            if chosen not in keys:
+                raise ParityError(f"reading clip {path}: no tensor {chosen!r}; it holds {', '.join(keys[:8])}")
+            return file.get_tensor(chosen)
+    except (SafetensorError, OSError) as error:
+        raise ParityError(f"reading clip {path}: truncated or not safetensors ({_one_line(error)})") from error
+
+
+def _from_tensor_file(path: Path, values: Any, value_range: tuple[float, float] | None) -> Clip:
+    try:
+        return replace(frames_from_tensor(values, value_range), path=str(path))
+    except ParityError as error:
+        raise ParityError(f"reading clip {path}: {error}") from error
+
+
+def _as_numpy(tensor: Any) -> NDArray[Any]:
+    if hasattr(tensor, "detach"):
+        import torch
+
+        tensor = tensor.detach().cpu()
+        tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+        return np.asarray(tensor.numpy())
+    return np.asarray(tensor)
+
+
+def _frames_last(values: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
+    """Return frames as [F, H, W, C] and notes. Three channels are looked for first, then 1 and 4."""
+    layouts = {
+        3: ((2, "HWC"), (0, "CHW")),
+        4: ((3, "FHWC"), (1, "FCHW"), (0, "CFHW")),
+        5: ((1, "BCFHW"), (2, "BFCHW"), (4, "BFHWC")),
+    }
+    for channels in (3, 1, 4):
+        fitting = [layout for axis, layout in layouts.get(values.ndim, ()) if values.shape[axis] == channels]
+        if fitting:
+            break
+    else:
+        raise ParityError(f"converting a tensor {list(values.shape)} to frames: no axis holds 3, 1 or 4 channels")
+    layout, notes = fitting[0], []
+    if len(fitting) > 1:
+        notes.append(f"the layout of {list(values.shape)} is ambiguous ({', '.join(fitting)}); read as {layout}")
+    order = [layout.index(axis) for axis in "BFHWC" if axis in layout]
+    frames = values.transpose(order)
+    if layout.startswith("B"):
+        if frames.shape[0] > 1:
+            notes.append(f"{frames.shape[0]} clips of a batch are laid end to end")
+        frames = frames.reshape(-1, *frames.shape[2:])
+    return (frames[None] if values.ndim == 3 else frames), notes
+
+
+def _guess_range(values: NDArray[Any], dtype: np.dtype[Any], notes: list[str]) -> tuple[float, float]:
+    if dtype.kind in "iu":
+        return 0.0, 255.0
+    if dtype.kind == "b" or values.size == 0:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    chosen = (-1.0, 1.0) if low < -0.05 else (0.0, 1.0) if high <= 1.5 else (0.0, 255.0)
+    notes.append(f"values {low:.3g}..{high:.3g} were read as [{chosen[0]:g}, {chosen[1]:g}]")
+    return chosen
+
+
+def _rgb(frames: Frames) -> Frames:
+    """Bring [F, H, W, 1|3|4] to three channels."""
+    return np.repeat(frames, 3, axis=3) if frames.shape[3] == 1 else np.ascontiguousarray(frames[..., :3])
+
+
+def _write_ffv1(frames: Frames, path: Path, fps: int) -> None:
+    import av
+
+    with (
+        replacing(path) as temporary,
+        av.open(str(temporary), "w", format="matroska" if path.suffix == ".mkv" else "avi") as container,
+    ):
+        stream = container.add_stream("ffv1", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode())
+
+
+def _check_memory(path: Path, count: int, frame: Frames) -> None:
+    if count * frame.nbytes > MAX_BYTES:
+        raise ParityError(f"reading clip {path}: more than {MAX_BYTES // 2**30} GiB of frames; cut the clip first")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]

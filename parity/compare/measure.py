@@ -1,0 +1,276 @@
+"""How far each pair of records is apart, in numbers. No opinion about why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from parity.align.pairs import Pair
+from parity.compare.floors import FACTOR, FRAME, UNIT, Floors
+from parity.result import Row
+from parity.trace import Record, Trace
+from parity.trace.fingerprint import distance, sketch
+
+HIDDEN = -9.9e3  # additive masks hide with at least this much: -1e4 and a bias
+_LEAST = [torch.finfo(dtype).min for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)]
+_SENTINELS = (*_LEAST, *(least / 2 for least in _LEAST), *(-(10.0**n) for n in range(4, 39)))
+_BIAS, _COARSE = 100.0, 2.0**-8  # what a bias adds to a sentinel, and bf16 rounds off
+_SMALL = 1e-4  # a record this much smaller than its site usually is, is judged on the site's scale
+
+
+def measure(pairs: Iterable[Pair], reference: Trace, port: Trace, floors: Floors) -> list[Row]:
+    """Measure every pair, in the reference's order."""
+    pairs = list(pairs)
+    scales = _scales((p.reference for p in pairs), reference)
+    return [_measure_pair(pair, reference, port, floors, scales) for pair in pairs]
+
+
+def relative_l2(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
+    """‖p − r‖₂ / max(‖r‖₂, scale), in float64; 0 when both are zero."""
+    p, r = _wide(p), _wide(r)
+    whole = max(float(torch.linalg.vector_norm(r)), scale)
+    apart = float(torch.linalg.vector_norm(p - r))
+    if whole == 0:
+        whole = float(torch.linalg.vector_norm(p))
+    return apart / whole if whole > 0 else 0.0
+
+
+def hidden_places(value: Tensor) -> Tensor | None:
+    """Return where an additive mask (with or without a bias) hides: values far below all others. None when nothing is hidden."""
+    if not value.numel() or float(value.min()) > HIDDEN:
+        return None
+    hidden = value <= HIDDEN
+    rest = value[~hidden]
+    if rest.numel() and float(rest.abs().max()) > -0.1 * HIDDEN:
+        return None
+    return hidden if _are_sentinels(value[hidden]) else None
+
+
+def _are_sentinels(values: Tensor) -> bool:
+    """Tell whether what hides was chosen to hide: infinity, the least number of a dtype, a power of ten, with a bias at most. No outlier is."""
+    values = values[torch.isfinite(values)].double()
+    near = torch.zeros_like(values, dtype=torch.bool)
+    for sentinel in _SENTINELS:
+        near |= (values - sentinel).abs() <= _BIAS + _COARSE * abs(sentinel)
+    return bool(near.all())
+
+
+def error_of(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
+    """Relative L2 error of all elements, or of those that a mask does not hide where that is larger: what it hides with drowns its bias."""
+    error = relative_l2(p, r, scale)
+    p, r = _wide(p), _wide(r)
+    if not r.numel() or float(r.min()) > HIDDEN:
+        return error
+    hidden = hidden_places(r)
+    if hidden is None or bool(hidden.all()):
+        return error
+    seen = ~hidden & (p > HIDDEN)
+    return max(error, relative_l2(p[seen], r[seen]))
+
+
+def broadcast(r: Tensor, p: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return both values in their common shape when they differ in axes of size one only: a table for all samples, or one for each."""
+    if r.dim() != p.dim() or any(n != m and 1 not in (n, m) for n, m in zip(r.shape, p.shape, strict=True)):
+        return None
+    left, right = torch.broadcast_tensors(r, p)
+    return left, right
+
+
+def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
+    """Return the reference's error against its higher-precision run, by key (floating records that both have)."""
+    scales = _scales(reference, reference)
+    errors = {}
+    for record in reference:
+        r, h = reference.tensor(record.key), precise.tensor(record.key)
+        if r is None or h is None or r.shape != h.shape or not r.numel():
+            continue
+        if _is_picture(record) and h.dtype == r.dtype:
+            errors[record.key] = float(_differs(r, h).double().mean())
+        if not record.is_float:
+            continue
+        finite = torch.isfinite(_wide(r)) & torch.isfinite(_wide(h))
+        r, h = torch.where(finite, _wide(r), 0.0), torch.where(finite, _wide(h), 0.0)
+        errors[record.key] = error_of(r, h, _scale_of(record, scales))
+    return errors
+
+
+def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, scales: Mapping[str, float]) -> Row:
+    ref, got = pair.reference, pair.port
+    row = Row(
+        site=ref.site,
+        coords=dict(ref.coords),
+        kind=ref.kind,
+        order=ref.order,
+        error=math.nan,
+        floor=floors.of(pair) if ref.is_float else 0.0,
+        dtype=(ref.dtype, got.dtype),
+        shape=ref.shape,
+        how=pair.how,
+        port=next((name for name in (got.origin, got.site) if name and name != ref.site), ""),
+        precise=floors.local.get(ref.key, math.nan),
+    )
+    r, p = reference.tensor(ref.key), pair.port_tensor(port)
+    if r is None or p is None:
+        return _measure_sketches(row, pair, r, p, scales)
+    if r.device != p.device:  # a table that one side keeps on the host
+        r, p = r.cpu(), p.cpu()
+    if r.shape != p.shape:
+        both = broadcast(r, p)
+        if both is None:
+            return replace(row, diverged=True)
+        (r, p), row = both, replace(row, how="broadcast")
+        wrong = _measure_floats(row, r, p, _scale_of(ref, scales), floors) if ref.is_float else row
+        if wrong.diverged or (not ref.is_float and bool(_differs(r, p).any())):
+            return replace(row, diverged=True)
+    if r.numel() == 0:
+        return replace(row, error=0.0, bitwise=True)
+    if not ref.is_float:
+        share = float(_differs(r, p).double().mean())
+        max_abs = float((_wide(p) - _wide(r)).abs().max())
+        floor = _level_floor(ref, floors) if _is_picture(ref) and p.dtype == r.dtype and max_abs <= 1 else 0.0
+        return replace(
+            row,
+            error=share,
+            floor=floor,
+            over=share,
+            max_abs=max_abs,
+            bitwise=share == 0,
+            diverged=share > floor,
+        )
+    return _measure_floats(row, r, p, _scale_of(ref, scales), floors)
+
+
+def _is_picture(record: Record) -> bool:
+    """Tell whether a record holds bytes that were rounded from values: a tie may fall to the other side."""
+    return record.kind == "frame" and record.dtype == "uint8"
+
+
+def _level_floor(record: Record, floors: Floors) -> float:
+    """Return the share of bytes that may be one level off: what the reference's own rounding does, and a few ties."""
+    if not floors.measured:
+        return floors.fixed if floors.fixed is not None else FRAME
+    return max(FACTOR * floors.pooled.get(record.site, 0.0), FRAME, 1.5 / math.prod(record.shape))
+
+
+def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors) -> Row:
+    if r.dtype == p.dtype and torch.equal(r, p):
+        return replace(row, error=0.0, max_abs=0.0, cosine=1.0, sqnr_db=math.inf, ulp=0.0, bitwise=True)
+    wr, wp = _wide(r).flatten(), _wide(p).flatten()
+    d = wp - wr
+    norm_d = float(torch.linalg.vector_norm(d))
+    counts, other = (0, 0), False
+    if not math.isfinite(norm_d):
+        bad_r, bad_p = ~torch.isfinite(wr), ~torch.isfinite(wp)
+        counts = (int(bad_r.sum()), int(bad_p.sum()))
+        other = bool(((bad_r | bad_p) & ~((wr == wp) | (torch.isnan(wr) & torch.isnan(wp)))).any())
+        good = ~(bad_r | bad_p)
+        wr, wp = torch.where(good, wr, 0.0), torch.where(good, wp, 0.0)
+        d = wp - wr
+        norm_d = float(torch.linalg.vector_norm(d))
+    norm_r, norm_p = float(torch.linalg.vector_norm(wr)), float(torch.linalg.vector_norm(wp))
+    whole = max(norm_r, scale) or norm_p
+    error = norm_d / whole if whole > 0 else 0.0
+    if float(wr.min()) <= HIDDEN:
+        error = max(error, error_of(wp, wr, scale))
+    rms = whole / math.sqrt(wr.numel())
+    size = d.abs()
+    max_abs = float(size.max())
+    unit = max(UNIT.get(t, 2.0**-4) for t in row.dtype) * 2
+    diverged = other or (error > row.floor and max_abs > floors.absolute)
+    return replace(
+        row,
+        error=error,
+        max_abs=max_abs,
+        cosine=float(wr.dot(wp)) / (norm_r * norm_p) if norm_r > 0 and norm_p > 0 else float(norm_r == norm_p),
+        sqnr_db=20 * math.log10(whole / norm_d) if norm_d > 0 and whole > 0 else math.inf,
+        ulp=max_abs / (rms * unit) if rms > 0 else 0.0,
+        over=float((size > row.floor * (wr.abs() + rms)).double().mean()) if diverged else 0.0,
+        bitwise=norm_d == 0 and not any(counts) and r.dtype == p.dtype,
+        nonfinite=counts,
+        diverged=diverged,
+    )
+
+
+def _measure_sketches(row: Row, pair: Pair, r: Tensor | None, p: Tensor | None, scales: Mapping[str, float]) -> Row:
+    """Compare two records of which at least one kept only its sketch."""
+    ref, got = pair.reference, pair.port
+    row = replace(row, estimated=True)
+    if p is None and pair.target is not None:
+        return row  # a sketch fixes the order of the elements: it cannot be brought to another layout
+    shape = tuple(p.shape) if p is not None else got.shape
+    if ref.shape != shape:
+        return replace(row, diverged=True)
+    if ref.digest and pair.target is None and got.digest == ref.digest:
+        return replace(row, error=0.0, max_abs=0.0, cosine=1.0, sqnr_db=math.inf, bitwise=True)
+    left = ref.sketch if ref.sketch is not None else sketch(r) if r is not None else None
+    right = sketch(p) if p is not None else got.sketch
+    if left is None or right is None or left.shape != right.shape:
+        return row
+    whole = max(ref.stats.norm if ref.stats else float(torch.linalg.vector_norm(left)), _scale_of(ref, scales))
+    whole = whole or (got.stats.norm if got.stats else 0.0)
+    error = distance(left, right) / whole if whole > 0 else 0.0
+    counts = (ref.stats.nonfinite if ref.stats else 0, got.stats.nonfinite if got.stats else 0)
+    if not ref.is_float and ref.digest and got.digest and ref.dtype == got.dtype and p is None:
+        error = max(error, UNIT["float64"])  # other bits are other numbers, even where the sums cannot tell
+    diverged = counts[0] != counts[1] or error > row.floor
+    return replace(
+        row,
+        error=error,
+        nonfinite=counts,
+        sqnr_db=-20 * math.log10(error) if error > 0 else math.inf,
+        diverged=diverged,
+    )
+
+
+def worst(r: Tensor, p: Tensor) -> tuple[tuple[int, ...], float, float]:
+    """Return the index of the largest difference (a non-finite one counts as the largest) and both values there."""
+    wr, wp = _wide(r), _wide(p)
+    d = (wp - wr).abs()
+    d = torch.where(torch.isfinite(d), d, torch.where((wr == wp) | (wr.isnan() & wp.isnan()), 0.0, math.inf))
+    d = torch.where((d == 0) & _differs(r, p), 0.5, d)  # whole numbers that float64 cannot tell apart
+    flat = int(torch.argmax(d))
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), d.shape))
+    return index, float(wr.flatten()[flat]), float(wp.flatten()[flat])
+
+
+def _scales(records: Iterable[Record], trace: Trace) -> dict[str, float]:
+    """Return, by site, the largest rms value of its floating records."""
+    found: dict[str, float] = {}
+    for record in records:
+        if not record.is_float:
+            continue
+        if record.stats is not None:
+            rms = math.sqrt(record.stats.sumsq / record.stats.count) if record.stats.count else 0.0
+        else:
+            value = trace.tensor(record.key)
+            rms = (
+                float(torch.linalg.vector_norm(_wide(value))) / math.sqrt(value.numel())
+                if value is not None and value.numel()
+                else 0.0
+            )
+        if math.isfinite(rms):
+            found[record.site] = max(found.get(record.site, 0.0), rms)
+    return found
+
+
+def _scale_of(record: Record, scales: Mapping[str, float]) -> float:
+    return _SMALL * scales.get(record.site, 0.0) * math.sqrt(math.prod(record.shape))
+
+
+def _differs(r: Tensor, p: Tensor) -> Tensor:
+    """Return where two values are unequal; whole numbers are compared as such."""
+    if any(t.is_floating_point() or t.is_complex() for t in (r, p)):
+        r, p = _wide(r), _wide(p)
+        return (r != p) & ~(r.isnan() & p.isnan())
+    return r.detach().cpu().to(torch.int64) != p.detach().cpu().to(torch.int64)
+
+
+def _wide(value: Tensor) -> Tensor:
+    value = value.detach().to("cpu")
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
+    return value.to(torch.float64)

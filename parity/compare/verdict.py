@@ -1,0 +1,108 @@
+"""Which pairs diverge, what is missing, what was covered: the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from parity.align.pairs import Alignment, Pair
+from parity.compare.measure import worst
+from parity.result import Divergence, Row
+from parity.trace import Record, Trace
+
+_SOUGHT = 400  # the worst element is dear to find: later divergences name it only at their site's first
+
+
+def judge(
+    rows: Iterable[Row], alignment: Alignment, reference: Trace, port: Trace, tier: str = "run"
+) -> list[Divergence]:
+    """Return the divergences in the reference's order: values over their floors, other shapes, non-finite values, missing and extra calls."""
+    by_key = {pair.reference.key: pair for pair in alignment.pairs}
+    found: list[Divergence] = []
+    sites: set[str] = set()
+    for row in rows:
+        if row.diverged:
+            found.append(
+                _divergence(
+                    row, by_key[row.key], reference, port, tier, values=len(found) < _SOUGHT or row.site not in sites
+                )
+            )
+            sites.add(row.site)
+    for record in alignment.missing:
+        found.append(_lone(record, "missing", record.order, "the port did not compute this", tier))
+    for record, order in alignment.extra:
+        found.append(_lone(record, "extra", order, "the reference did not compute this", tier))
+    return sorted(found, key=lambda d: d.order)
+
+
+def lone_states(alignment: Alignment, reference: Trace, port: Trace) -> list[Divergence]:
+    """Return the first record of each state that the reference holds and the port never does, though it names all its own states alike."""
+    if any(r.role == "state" and r.site in alignment.alone_port for r in port):
+        return []
+    found: dict[str, Divergence] = {}
+    for record in reference:
+        if record.role == "state" and record.site in alignment.alone_reference and record.site not in found:
+            found[record.site] = _lone(record, "missing", record.order, "the port never holds this", "run")
+    return list(found.values())
+
+
+def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, values: bool) -> Divergence:
+    """Describe one divergence; values: with the worst element and both values there."""
+    base = Divergence(
+        site=row.site,
+        coords=row.coords,
+        kind=row.kind,
+        metric="rel_l2" if pair.reference.is_float else "mismatches",
+        error=row.error,
+        floor=row.floor,
+        order=row.order,
+        tier=tier,
+        module=pair.reference.module,
+        shape=row.shape,
+        port=row.port,
+    )
+    r, p = reference.tensor(pair.reference.key), pair.port_tensor(port)
+    shape = tuple(p.shape) if p is not None else pair.port.shape
+    if shape != row.shape:
+        detail = f"shape {list(row.shape)} (reference), {list(shape)} (port)"
+        return replace(base, metric="shape", error=math.inf, detail=detail)
+    if row.nonfinite[0] != row.nonfinite[1]:
+        detail = f"{row.nonfinite[0]} non-finite values (reference), {row.nonfinite[1]} (port)"
+        base = replace(base, metric="nonfinite", error=float(abs(row.nonfinite[1] - row.nonfinite[0])), detail=detail)
+    if row.estimated:
+        base = replace(base, detail=base.detail or _order_free(pair))
+    if not values or r is None or p is None or r.numel() == 0:
+        return base
+    index, left, right = worst(r, p)
+    return replace(base, index=index, reference_value=left, port_value=right)
+
+
+def _order_free(pair: Pair) -> str:
+    a, b = pair.reference.stats, pair.port.stats
+    if a is None or b is None or a.count != b.count:
+        return "estimated from sketches"
+    close = all(
+        math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in ((a.min, b.min), (a.max, b.max), (a.sumsq, b.sumsq))
+    )
+    return (
+        "the same values in another order (equal statistics, different sketches)"
+        if close
+        else "estimated from sketches"
+    )
+
+
+def _lone(record: Record, metric: str, order: int, detail: str, tier: str) -> Divergence:
+    return Divergence(
+        site=record.site,
+        coords=dict(record.coords),
+        kind=record.kind,
+        metric=metric,
+        error=math.inf,
+        floor=0.0,
+        order=order,
+        tier=tier,
+        module=record.module,
+        detail=detail,
+        shape=record.shape,
+    )

@@ -1,0 +1,90 @@
+"""From the first divergence to a cause: drill down to the operation, gather what surrounds it, test the hypotheses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from parity.case import Case, Setting
+from parity.diagnose import diagnose
+from parity.diagnose.absence import absent_causes
+from parity.diagnose.gather import _in_double, gather
+from parity.diagnose.locality import describe
+from parity.errors import CaseError
+from parity.locate.listing import listing
+from parity.locate.window import Relabel, Window, _call_window, _look, _relative, _with_operation
+from parity.result import Cause, Culprit, Divergence, Result, format_key
+from parity.run.side import Inject, Runs
+
+_MOST_CULPRITS = 6
+
+
+def explain(
+    case: Case, setting: Setting, runs: Runs, result: Result, inject: Inject | None, order: Relabel, zoom: str = ""
+) -> Result:
+    """Add culprit operations, causes and locality to a result with divergences; zoom: a site whose operations are listed."""
+    assert result.first is not None
+    targets = _targets(result)
+    near = _zoomed(zoom, result, runs)
+    wanted = dict.fromkeys(near, True) | {d.key: _in_double(d, runs) for _, d in targets}
+    looks = _look(case, setting, runs, wanted, inject, order)
+    culprits: list[Culprit] = []
+    causes: list[Cause] = []
+    divergences = {id(d): d for d in result.divergences}
+
+    def alone(other: Divergence) -> tuple[Cause, ...]:
+        evidence = gather(other, runs, Window(), other.module, result.rows)
+        return diagnose(evidence) if evidence is not None else ()
+
+    for i, (culprit, divergence) in enumerate(targets):
+        window = looks.get(divergence.key, Window())
+        if i == 0 and divergence.metric in ("missing", "extra"):
+            window = _call_window(case, setting, runs, divergence, inject)
+        culprits.append(_with_operation(culprit, divergence, window))
+        evidence = gather(divergence, runs, window, culprit.module, result.rows)
+        if evidence is None:
+            if i == 0:
+                causes = list(absent_causes(divergence, result, runs, alone))
+            continue
+        if i == 0:
+            causes = list(diagnose(evidence))
+        divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
+    return replace(
+        result,
+        first=divergences.get(id(result.first), result.first),
+        culprit=culprits[0] if culprits else result.culprit,
+        culprits=(*culprits, *(c for c in result.culprits if c.module not in {known.module for known in culprits})),
+        causes=tuple(causes),
+        divergences=tuple(divergences[id(d)] for d in result.divergences),
+        operations=_listed(near[0], looks.get(near[0], Window())) if near else (),
+    )
+
+
+def _zoomed(zoom: str, result: Result, runs: Runs) -> list[str]:
+    """Return the record that `zoom` means: the first divergence, or the first record of a site, a diverging one before others."""
+    if not zoom:
+        return []
+    if zoom == "first":
+        return [result.first.key] if result.first is not None else []
+    keys = [d.key for d in result.divergences if d.site == zoom] + [r.key for r in runs.reference if r.site == zoom]
+    if not keys:
+        raise CaseError(
+            f"zoom: the reference has no site '{zoom}'; the first divergence is at {result.divergences[0].site}"
+        )
+    return keys[:1]
+
+
+def _listed(key: str, window: Window) -> tuple[str, ...]:
+    return listing(key, window.ref_steps, window.port_steps, _relative)
+
+
+def _targets(result: Result) -> list[tuple[Culprit, Divergence]]:
+    """Return what to look into: the first divergence, then the other independent culprits."""
+    assert result.first is not None
+    assert result.culprit is not None
+    found = [(result.culprit, result.first)]
+    by_key = {d.key: d for d in reversed(result.divergences) if d.tier == "isolation"}
+    for culprit in result.culprits:
+        divergence = by_key.get(format_key(culprit.site, culprit.coords))
+        if divergence is not None and culprit.module != result.culprit.module:
+            found.append((culprit, divergence))
+    return found[:_MOST_CULPRITS]

@@ -1,0 +1,1 @@
+"""What measures the harness itself: gauntlet, goldens, benchmark, environment check."""

@@ -1,0 +1,1 @@
+"""Where it starts: the first divergence, its module, its operation and line."""

@@ -1,0 +1,25 @@
+"""What happened: records, manifests, their files and fingerprints. No opinion, no model."""
+
+from parity.trace.records import (
+    FORMAT_VERSION,
+    KINDS,
+    Manifest,
+    MemorySource,
+    Parameter,
+    Record,
+    Stats,
+    TensorSource,
+    Trace,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "KINDS",
+    "Manifest",
+    "MemorySource",
+    "Parameter",
+    "Record",
+    "Stats",
+    "TensorSource",
+    "Trace",
+]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import warping
-from .warping import Segment, fraction, hold_and_fill, segments_of
+from .warping import Segment, fraction, hold_and_fill, nothing, segments_of
 
 
 class ConvBlock(nn.Module):
@@ -162,26 +162,40 @@ class LatentFlowInterpolator(nn.Module):
         flows = self.predict(z0, z1, gap)
         return self.blend(z0, z1, flows, alpha, gap), flows
 
+    def predict_pairs(self, z0: Tensor, z1: Tensor, gap: Tensor) -> Flows:
+        """Predict for every pair `(pairs, c, h, w)`, one after the other."""
+        found = [self.predict(*(x[None] for x in pair)) for pair in zip(z0, z1, gap, strict=True)]
+        return Flows(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+    def blend_frames(
+        self, z0: Tensor, z1: Tensor, flows: Flows, alpha: Tensor, gap: Tensor, pair: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Frames at α `(m,)` of the pairs numbered `pair` `(m,)`: `(m, c, h, w)` and confidence `(m, h, w)`."""
+        frames, trust = [], []
+        for a, n in zip(alpha, pair.tolist(), strict=True):
+            of_pair = Flows(*(part[n, None] for part in flows))
+            if self.alpha_twice:
+                of_pair = of_pair._replace(flow01=a * of_pair.flow01, flow10=(1 - a) * of_pair.flow10)
+            frames.append(self.blend(z0[n, None], z1[n, None], of_pair, a[None], gap[n, None]))
+            trust.append((1 - of_pair.uncertainty[:, 0]).clamp(0, 1))
+        return torch.cat(frames), torch.cat(trust)
+
     @torch.no_grad()
     def interpolate(self, latents: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
         """Fill a clip `(b, t, c, h, w)` between keyframes `(b, K)`; returns it and the confidence `(b, t, h, w)`."""
+        segments = segments_of(idx)
+        if not segments:
+            return hold_and_fill(latents, idx, nothing)
         span = max(latents.shape[1] - 1, 1)
-        gaps = [latents.new_tensor([s.gap / span]) for s in segments_of(idx)]
-        predicted = [
-            self.predict(latents[s.sample, s.start, None], latents[s.sample, s.end, None], gap)
-            for s, gap in zip(segments_of(idx), gaps, strict=True)
-        ]
-
-        def fill(number: int, segment: Segment, t: int) -> tuple[Tensor, Tensor]:
-            z0, z1 = latents[segment.sample, segment.start, None], latents[segment.sample, segment.end, None]
-            alpha = fraction(segment, t, latents)
-            flows = predicted[number]
-            if self.alpha_twice:
-                flows = flows._replace(flow01=alpha * flows.flow01, flow10=(1 - alpha) * flows.flow10)
-            frame = self.blend(z0, z1, flows, alpha[None], gaps[number])
-            return frame[0], (1 - flows.uncertainty[0, 0]).clamp(0, 1)
-
-        return hold_and_fill(latents, idx, fill)
+        z0 = torch.stack([latents[s.sample, s.start] for s in segments])
+        z1 = torch.stack([latents[s.sample, s.end] for s in segments])
+        gap = latents.new_tensor([s.gap / span for s in segments])
+        flows = self.predict_pairs(z0, z1, gap)
+        places = [(n, t) for n, segment in enumerate(segments) for t in segment.inner]
+        alpha = torch.stack([fraction(segments[n], t, latents) for n, t in places])
+        frames, trust = self.blend_frames(z0, z1, flows, alpha, gap, torch.tensor([n for n, _ in places]))
+        at = {place: m for m, place in enumerate(places)}
+        return hold_and_fill(latents, idx, lambda n, segment, t: (frames[at[n, t]], trust[at[n, t]]))
 
 
 class LatentLerpResidualInterpolator(nn.Module):

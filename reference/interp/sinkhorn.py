@@ -20,7 +20,7 @@ from . import matching, motion
 from .motion import Motion
 from .patches import patchify
 from .straighten import Straightener
-from .warping import fraction, hold_and_fill, segments_of, warp
+from .warping import fraction, hold_and_fill, nothing, segments_of, warp
 
 GLOBAL_MODES = ("se2", "phasecorr", "none")
 PROJECTIONS = ("none", "groupmean", "linear")
@@ -220,7 +220,7 @@ class SinkhornWarpInterpolator(nn.Module):
         """Fill a clip `(b, t, c, h, w)` between keyframes `(b, K)`; returns it and the confidence `(b, t, h, w)`."""
         segments = segments_of(idx)
         if not segments:
-            return hold_and_fill(latents, idx, lambda *_: (latents[0, 0], latents[0, 0, 0]))
+            return hold_and_fill(latents, idx, nothing)
         z0 = torch.stack([latents[s.sample, s.start] for s in segments])
         z1 = torch.stack([latents[s.sample, s.end] for s in segments])
         e0, e1 = self.encode(z0), self.encode(z1)

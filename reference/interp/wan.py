@@ -235,3 +235,8 @@ class WanTransformer(nn.Module):
         t, h, w = grid
         pattern = "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)"
         return rearrange(x, pattern, t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+
+def build(**config: object) -> WanTransformer:
+    """A transformer in eval mode."""
+    return WanTransformer(**config).eval()

@@ -85,3 +85,8 @@ def hold_and_fill(
 def fraction(segment: Segment, t: int, like: Tensor) -> Tensor:
     """α = (t − t0) / gap, formed in the dtype of the latents, a scalar tensor."""
     return like.new_tensor(t - segment.start) / like.new_tensor(segment.gap)
+
+
+def nothing(number: int, segment: Segment, t: int) -> tuple[Tensor, Tensor]:
+    """The `fill` of a clip without gaps; it is never asked."""
+    raise AssertionError(f"no frame lies between keyframes, yet {t} was asked for")

@@ -71,7 +71,9 @@ class ConditionEncoder(nn.Module):
 class Conditioned(nn.Module):
     """What all four models share: condition vector, transformer, output."""
 
-    def __init__(self, inputs: int, outputs: int, d_model: int, layers: int, heads: int, d_ff: int, d_cond: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, d_model: int, layers: int, heads: int, d_ff: int, d_cond: int
+    ) -> None:
         super().__init__()
         self.d_model, self.d_cond = d_model, d_cond
         self.in_proj = nn.Linear(inputs, d_model)
@@ -105,7 +107,9 @@ class InterpLevelDenoiser(Conditioned):
         self.level_emb = nn.Embedding(max_levels + 1, d_model)
         self.level_proj = mlp(d_model, d_model)
         text = text_dim is not None
-        self.cond_enc = TextEncoder(text_dim, d_cond) if text else ConditionEncoder(d_cond, maze_channels, use_start_goal)
+        self.cond_enc = (
+            TextEncoder(text_dim, d_cond) if text else ConditionEncoder(d_cond, maze_channels, use_start_goal)
+        )
 
     def embed(self, x: Tensor, s: Tensor, mask: Tensor, c: Tensor) -> Tensor:
         """Values and masks, level and condition: what enters the transformer before positions."""
@@ -149,9 +153,7 @@ class VideoTokenKeypointDenoiser(Conditioned):
         self.t_embed = mlp(d_model, d_model)
         self.cond_enc = TextEncoder(text_dim, d_cond)
 
-    def forward(
-        self, z: Tensor, t: Tensor, idx: Tensor, text: Tensor, frames: int, shape: tuple[int, int]
-    ) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, idx: Tensor, text: Tensor, frames: int, shape: tuple[int, int]) -> Tensor:
         c = self.cond_enc(text)
         places = frame_positions(frames, self.d_model)[idx][:, :, None] + space_positions(*shape, self.d_model)
         shift = self.t_embed(sinusoid(t, self.d_model).to(z)) + self.cond_proj(c)
@@ -173,9 +175,7 @@ class KeypointDenoiser(Conditioned):
         kp_feat_dim: int = 0,
         maze_channels: Sequence[int] = (32, 64),
     ) -> None:
-        super().__init__(
-            2 * data_dim + d_model // 2 + kp_feat_dim, data_dim, d_model, n_layers, n_heads, d_ff, d_cond
-        )
+        super().__init__(2 * data_dim + d_model // 2 + kp_feat_dim, data_dim, d_model, n_layers, n_heads, d_ff, d_cond)
         self.kp_feat_dim = kp_feat_dim
         self.t_embed = mlp(d_model, d_model)
         self.cond_enc = ConditionEncoder(d_cond, maze_channels)

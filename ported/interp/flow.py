@@ -124,7 +124,9 @@ class LatentFlowInterpolator(nn.Module):
         inputs = 2 * in_channels + gap_cond + cost_volume * (2 * cv_radius + 1) ** 2
         self.net = FlowNet(inputs, base_channels, 6 + time_mask)
         self.residual = (
-            ResidualNet(3 * in_channels + 1 + gap_cond, residual_channels or base_channels, in_channels, residual_blocks)
+            ResidualNet(
+                3 * in_channels + 1 + gap_cond, residual_channels or base_channels, in_channels, residual_blocks
+            )
             if residual_blocks > 0
             else None
         )

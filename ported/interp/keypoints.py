@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def sample_keypoints(
     held = noise if known_values is None else known_values
     z = torch.where(known, held, noise)
     times = ddim_times(count, steps)
-    for t, following in zip(times[:-1], times[1:], strict=True):
+    for t, following in itertools.pairwise(times):
         eps = model(z, torch.full((len(z),), t, device=z.device), idx, known, frames)
         now, then = bars[t], bars[following]
         x0 = (z - (1 - now).sqrt() * eps) / now.sqrt()

@@ -54,9 +54,7 @@ def match_windows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Match windows `(m, n, d)` of one size: displacement, confidence, logits, plan."""
     coordinates = window_coordinates(*size, device=f0.device)
-    logits = window_logits(
-        f0, f1, coordinates, settings.tau, settings.dustbin, settings.gamma, settings.radius
-    )
+    logits = window_logits(f0, f1, coordinates, settings.tau, settings.dustbin, settings.gamma, settings.radius)
     plan = sinkhorn_log(logits, settings.iterations).exp()
     return *read_plan(plan, coordinates), logits, plan
 

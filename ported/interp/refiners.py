@@ -21,7 +21,9 @@ class ToyRefiner:
 
     model: InterpLevelDenoiser
 
-    def delta(self, x: Tensor, level: Tensor, mask_s: Tensor, mask_prev: Maybe, conf_s: Maybe, conf_prev: Maybe) -> Tensor:
+    def delta(
+        self, x: Tensor, level: Tensor, mask_s: Tensor, mask_prev: Maybe, conf_s: Maybe, conf_prev: Maybe
+    ) -> Tensor:
         """Predicted change."""
         return self.model(x, level, mask_channels(mask_s, mask_prev, conf_s))
 
@@ -34,10 +36,15 @@ class TokenRefiner:
     text: Tensor | None
     shape: tuple[int, int]
 
-    def delta(self, x: Tensor, level: Tensor, mask_s: Tensor, mask_prev: Maybe, conf_s: Maybe, conf_prev: Maybe) -> Tensor:
+    def delta(
+        self, x: Tensor, level: Tensor, mask_s: Tensor, mask_prev: Maybe, conf_s: Maybe, conf_prev: Maybe
+    ) -> Tensor:
         """Predicted change; maps of frames are repeated over tokens."""
         tokens = x.shape[2]
-        whole = [m if m is None or m.dim() == 3 else m.unsqueeze(-1).expand(-1, -1, tokens) for m in (mask_s, mask_prev, conf_s)]
+        whole = [
+            m if m is None or m.dim() == 3 else m.unsqueeze(-1).expand(-1, -1, tokens)
+            for m in (mask_s, mask_prev, conf_s)
+        ]
         return self.model(x, level, mask_channels(*whole), self.text, self.shape)
 
 
@@ -62,7 +69,9 @@ class WanRefiner:
         features = wan_frame_features(*frames, conf_s, conf_prev, level, self.levels)
         return torch.cat((self.text, self.projector(features.to(self.text.dtype))), dim=1)
 
-    def delta(self, x: Tensor, level: Tensor, mask_s: Tensor, mask_prev: Maybe, conf_s: Maybe, conf_prev: Maybe) -> Tensor:
+    def delta(
+        self, x: Tensor, level: Tensor, mask_s: Tensor, mask_prev: Maybe, conf_s: Maybe, conf_prev: Maybe
+    ) -> Tensor:
         """Predicted change."""
         context = self.context(level, mask_s, mask_prev, conf_s, conf_prev)
         latents = unpatchify(x, self.patch_size, self.shape).transpose(1, 2)

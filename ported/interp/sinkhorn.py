@@ -144,13 +144,15 @@ class SinkhornWarpInterpolator(nn.Module):
         return Match(self.compose(delta, moved), confidence)
 
     def consistency(self, flow01: Tensor, flow10: Tensor) -> Tensor:
-        """Length of there and back, `(pairs, hp, wp)`."""
+        """Length of there and back, `(pairs, hp, wp)`; 0 where nobody asks for it."""
+        if self.fb_sigma <= 0:
+            return torch.zeros_like(flow01[..., 0])
         there, back = flow01.permute(0, 3, 1, 2), flow10.permute(0, 3, 1, 2)
         return (there + warping.warp(back, there)).norm(dim=1)
 
-    def trust(self, confidence: Tensor, error: Tensor) -> Tensor:
-        """Confidence times a Gaussian of the error."""
-        return confidence * torch.exp(-0.5 * (error / self.fb_sigma).square()) if self.fb_sigma > 0 else confidence
+    def trust(self, error: Tensor) -> Tensor:
+        """A Gaussian of the error: the factor of the confidence."""
+        return torch.exp(-0.5 * (error / self.fb_sigma).square()) if self.fb_sigma > 0 else torch.ones_like(error)
 
     def upsample(self, match: Match, size: tuple[int, int]) -> Match:
         """Flow in pixels `(pairs, 2, h, w)`, confidence `(pairs, 1, h, w)`, in one resize."""
@@ -205,7 +207,7 @@ class SinkhornWarpInterpolator(nn.Module):
         f0, f1 = self.features(e0), self.features(e1)
         there, back = self.match(f0, f1, e0, e1), self.match(f1, f0, e1, e0)
         checked = (
-            Match(there.flow, self.trust(there.confidence, self.consistency(there.flow, back.flow))),
-            Match(back.flow, self.trust(back.confidence, self.consistency(back.flow, there.flow))),
+            Match(there.flow, there.confidence * self.trust(self.consistency(there.flow, back.flow))),
+            Match(back.flow, back.confidence * self.trust(self.consistency(back.flow, there.flow))),
         )
         return self.upsample(checked[0], size), self.upsample(checked[1], size)

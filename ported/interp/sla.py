@@ -145,7 +145,11 @@ def flex_sparse(q: Tensor, k: Tensor, v: Tensor, lut: Tensor, sizes: tuple[int, 
     count = torch.full(lut.shape[:3], lut.shape[-1], dtype=torch.int32, device=q.device)
     order = torch.cat((lut.sort(dim=-1).values, (~kept).int().argsort(dim=-1, descending=True, stable=True)), dim=-1)
     mask = BlockMask.from_kv_blocks(
-        count, order[..., :blocks].int().contiguous(), BLOCK_SIZE=sizes, mask_mod=allowed, seq_lengths=(q.shape[2], k.shape[2])
+        count,
+        order[..., :blocks].int().contiguous(),
+        BLOCK_SIZE=sizes,
+        mask_mod=allowed,
+        seq_lengths=(q.shape[2], k.shape[2]),
     )
     run = compiled_flex(flex_attention) if q.is_cuda else flex_attention
     return run(q, k, v, block_mask=mask)

@@ -15,9 +15,7 @@ class TinyTemporalInterpolator(nn.Module):
         super().__init__()
         self.net = nn.Sequential()
         for _ in range(layers):
-            self.net.append(
-                nn.Conv1d(data_dim, data_dim, kernel_size, padding=kernel_size // 2, groups=data_dim)
-            )
+            self.net.append(nn.Conv1d(data_dim, data_dim, kernel_size, padding=kernel_size // 2, groups=data_dim))
             self.net.append(nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
+from ported.interp.lora import inject_lora
 from ported.interp.rope import AbsoluteTimeRope, rotate
 from ported.interp.sla import SparseLinearAttention
 from ported.wan.build import cast_like_library
@@ -76,3 +77,9 @@ def build(**config: Any) -> WanTransformer:
         model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
     )
     return model.eval()
+
+
+def adapt(model: WanTransformer, sla_options: dict[str, Any], lora_options: dict[str, Any]) -> list[str]:
+    """Sparse attention first, adapters second, as checkpoints are trained: the adapters wrap every `proj_l` too."""
+    model.use_sla(**sla_options)
+    return inject_lora(model, **lora_options)

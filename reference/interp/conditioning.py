@@ -5,6 +5,7 @@ Precision: confidences and frame features are float32; frame tokens have the dty
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -96,7 +97,7 @@ class FrameProjector(nn.Module):
         super().__init__()
         widths = [feat_dim, *[hidden_dim] * (n_layers - 1), text_dim]
         parts: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             parts += [nn.Linear(inputs, outputs), nn.GELU()]
         self.net = nn.Sequential(*parts[:-1])
         nn.init.zeros_(self.net[-1].weight)

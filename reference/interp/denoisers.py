@@ -92,7 +92,9 @@ class InterpLevelDenoiser(nn.Module):
         self.level_emb = nn.Embedding(max_levels + 1, d_model)
         self.level_proj = nn.Sequential(nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model))
         self.cond_enc = (
-            ConditionEncoder(d_cond, maze_channels, use_start_goal) if text_dim is None else TextEncoder(text_dim, d_cond)
+            ConditionEncoder(d_cond, maze_channels, use_start_goal)
+            if text_dim is None
+            else TextEncoder(text_dim, d_cond)
         )
         self.cond_proj = nn.Linear(d_cond, d_model)
         self.transformer = FilmTransformer(d_model, n_layers, n_heads, d_ff, d_cond)
@@ -179,9 +181,7 @@ class VideoTokenKeypointDenoiser(KeypointModel):
         super().__init__(data_dim, data_dim, d_model, n_layers, n_heads, d_ff, d_cond)
         self.cond_enc = TextEncoder(text_dim, d_cond)
 
-    def forward(
-        self, z: Tensor, t: Tensor, idx: Tensor, text: Tensor, frames: int, shape: tuple[int, int]
-    ) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, idx: Tensor, text: Tensor, frames: int, shape: tuple[int, int]) -> Tensor:
         c = self.cond_enc(text)
         h = self.in_proj(z)
         times = frame_positions(frames, self.d_model).to(h)

@@ -54,7 +54,9 @@ class Replay(Draws):
     def take(self, shape: Sequence[int]) -> Tensor:
         """Return the next recorded tensor."""
         if self.position >= len(self.tensors):
-            raise ValueError(f"draw {self.position} of shape {tuple(shape)}: only {len(self.tensors)} draws were recorded")
+            raise ValueError(
+                f"draw {self.position} of shape {tuple(shape)}: only {len(self.tensors)} draws were recorded"
+            )
         found = self.tensors[self.position]
         if tuple(found.shape) != tuple(shape):
             raise ValueError(f"draw {self.position}: shape {tuple(shape)} asked for, {tuple(found.shape)} recorded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -16,7 +17,7 @@ def alpha_bars(schedule: str = "linear", steps: int = 1000) -> Tensor:
         return (1 - torch.linspace(1e-4, 2e-2, steps)).cumprod(dim=0)
     offset = 0.008
     grid = [math.cos((i / steps + offset) / (1 + offset) * math.pi / 2) ** 2 for i in range(steps + 1)]
-    betas = torch.tensor([1 - b / a for a, b in zip(grid, grid[1:], strict=False)])
+    betas = torch.tensor([1 - b / a for a, b in itertools.pairwise(grid)])
     return (1 - betas.clamp(1e-8, 0.999)).cumprod(dim=0)
 
 
@@ -44,7 +45,7 @@ def sample_keypoints(
     pin = lambda z: z if known_values is None else torch.where(known, known_values, z)  # noqa: E731
     times = ddim_times(count, steps)
     z = pin(noise)
-    for t, following in zip(times, times[1:], strict=False):
+    for t, following in itertools.pairwise(times):
         eps = model(z, torch.full((len(z),), t), idx, known, frames)
         x0 = (z - (1 - bars[t]).sqrt() * eps) / bars[t].sqrt()
         z = pin(bars[following].sqrt() * x0 + (1 - bars[following]).sqrt() * eps)

@@ -52,7 +52,7 @@ def nested_masks_from_base(
     base: Tensor, frames: int, levels: int, draws: Draws, schedule: str = "doubling", gamma: float | None = None
 ) -> Masks:
     """Refine given keyframes `(b, K)`, distinct within a sample, which stay kept at every level (3.3)."""
-    batch, k_base = base.shape
+    _batch, k_base = base.shape
     counts = k_list(frames, k_base, levels, schedule, gamma)
     kept = [[set() for _ in range(levels)] + [set(row.tolist())] for row in base]
     for s in range(levels - 1, -1, -1):

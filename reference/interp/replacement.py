@@ -28,8 +28,8 @@ class Side:
 
     samples: list[int]
     idx: Tensor
-    replaced: Tensor = torch.empty(0)
-    values: Tensor = torch.empty(0)
+    replaced: Tensor | None = None
+    values: Tensor | None = None
 
 
 def replace_keyframes(

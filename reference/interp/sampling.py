@@ -130,7 +130,9 @@ def refine_levels(
             soft = soft_clamp(moved, x_ref, conf_s, strength, options.dims)
         out = soft
         if options.clamp_policy != "none":
-            out = hard_clamp(soft, x_ref, masks_levels[:, top] if options.clamp_policy == "all_anchors" else mask_s, options.dims)
+            out = hard_clamp(
+                soft, x_ref, masks_levels[:, top] if options.clamp_policy == "all_anchors" else mask_s, options.dims
+            )
         yield Level(s, x, conf_s, conf_prev, delta, strength, soft, out)
         x = out
 

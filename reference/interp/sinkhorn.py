@@ -69,7 +69,9 @@ class SinkhornWarpInterpolator(nn.Module):
         if warp_space == "s" and straightener is None:
             raise ValueError("warp_space 's' needs a straightener")
         if global_mode not in GLOBAL_MODES or proj_mode not in PROJECTIONS:
-            raise ValueError(f"global_mode {global_mode!r} / proj_mode {proj_mode!r}: see {GLOBAL_MODES}, {PROJECTIONS}")
+            raise ValueError(
+                f"global_mode {global_mode!r} / proj_mode {proj_mode!r}: see {GLOBAL_MODES}, {PROJECTIONS}"
+            )
         del se2_chunk  # how many candidates a vectorised search takes at a time: no meaning in a loop
         self.patch_size, self.win_size, self.win_stride = patch_size, win_size, win_stride
         self.global_mode, self.phasecorr_mode, self.phasecorr_level = global_mode, phasecorr_mode, phasecorr_level
@@ -176,18 +178,20 @@ class SinkhornWarpInterpolator(nn.Module):
         return torch.stack([motion.compose(d, Motion(*each)) for d, *each in zip(delta, *moved, strict=True)])
 
     def consistency(self, flow01: Tensor, flow10: Tensor) -> Tensor:
-        """Length of going there and back, `(pairs, hp, wp)` in tokens."""
+        """Length of going there and back, `(pairs, hp, wp)` in tokens; not asked for (0) without a sigma."""
+        if self.fb_sigma <= 0:
+            return torch.zeros_like(flow01[..., 0])
         errors = []
         for there, back in zip(flow01, flow10, strict=True):
             there, back = (rearrange(f, "h w two -> 1 two h w") for f in (there, back))
             errors.append((there + warp(back, there)).norm(dim=1)[0])
         return torch.stack(errors)
 
-    def trust(self, confidence: Tensor, error: Tensor) -> Tensor:
-        """Lower the confidence where going there and back misses."""
+    def trust(self, error: Tensor) -> Tensor:
+        """Factor of the confidence from how far going there and back misses; 1 without a sigma."""
         if self.fb_sigma <= 0:
-            return confidence
-        return confidence * torch.exp(-0.5 * (error / self.fb_sigma) ** 2)
+            return torch.ones_like(error)
+        return torch.exp(-0.5 * (error / self.fb_sigma) ** 2)
 
     def upsample(self, match: Match, size: tuple[int, int]) -> Match:
         """Flow in pixels `(pairs, 2, h, w)` and confidence `(pairs, 1, h, w)` at the size of the latents."""
@@ -197,9 +201,7 @@ class SinkhornWarpInterpolator(nn.Module):
 
     def blend(self, a0: Tensor, a1: Tensor, there: Match, back: Match, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Frames at α `(m,)` between keyframes `(m, c, h, w)`: `(m, c, h, w)`, confidence `(m, h, w)`."""
-        frames = [
-            self.blend_one(*(x[None] for x in parts)) for parts in zip(a0, a1, *there, *back, alpha, strict=True)
-        ]
+        frames = [self.blend_one(*(x[None] for x in parts)) for parts in zip(a0, a1, *there, *back, alpha, strict=True)]
         return torch.cat([frame for frame, _ in frames]), torch.cat([conf for _, conf in frames])
 
     def blend_one(
@@ -227,8 +229,8 @@ class SinkhornWarpInterpolator(nn.Module):
         f0, f1 = self.features(e0), self.features(e1)
         there, back = self.match(f0, f1, e0, e1), self.match(f1, f0, e1, e0)
         there, back = (
-            Match(there.flow, self.trust(there.confidence, self.consistency(there.flow, back.flow))),
-            Match(back.flow, self.trust(back.confidence, self.consistency(back.flow, there.flow))),
+            Match(there.flow, there.confidence * self.trust(self.consistency(there.flow, back.flow))),
+            Match(back.flow, back.confidence * self.trust(self.consistency(back.flow, there.flow))),
         )
         size = (latents.shape[-2], latents.shape[-1])
         there, back = self.upsample(there, size), self.upsample(back, size)

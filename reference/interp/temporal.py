@@ -5,6 +5,8 @@ Precision: everything is computed in the dtype of the values, also the weights.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,7 +97,7 @@ def interpolate_from_mask(video: Tensor, mask: Tensor) -> Tensor:
     out = video.clone()
     for b in range(len(video)):
         kept = mask[b].nonzero().flatten().tolist()
-        for a, c in zip(kept, kept[1:], strict=False):
+        for a, c in itertools.pairwise(kept):
             for weight, t in zip(torch.linspace(0, 1, c - a + 1), range(a, c + 1), strict=True):
                 if a < t < c:
                     out[b, t] = (1 - weight.to(video.dtype)) * video[b, a] + weight.to(video.dtype) * video[b, c]

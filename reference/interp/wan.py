@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .lora import inject_lora
 from .rope import AbsoluteTimeRope, rotate
 from .sla import SparseLinearAttention
 
@@ -240,3 +241,9 @@ class WanTransformer(nn.Module):
 def build(**config: object) -> WanTransformer:
     """A transformer in eval mode."""
     return WanTransformer(**config).eval()
+
+
+def adapt(model: WanTransformer, sla_options: dict[str, object], lora_options: dict[str, object]) -> list[str]:
+    """Sparse attention first, adapters second, as checkpoints are trained: the adapters wrap every `proj_l` too."""
+    model.use_sla(**sla_options)
+    return inject_lora(model, **lora_options)

@@ -5,6 +5,7 @@ Precision: the flow is cast to the dtype of the image before the grid is built, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def segments_of(idx: Tensor) -> list[Segment]:
     found = []
     for b, row in enumerate(idx):
         keyframes = sorted(row.tolist())
-        for start, end in zip(keyframes, keyframes[1:], strict=False):
+        for start, end in itertools.pairwise(keyframes):
             if end - start >= 2:
                 found.append(Segment(b, start, end))
     return found

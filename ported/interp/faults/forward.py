@@ -19,11 +19,7 @@ from ported.interp.replacement import Anchors, Side
 from ported.interp.sinkhorn import SinkhornWarpInterpolator
 
 _corrupt_flat, _corrupt_tokens = corruption.corrupt_flat, corruption.corrupt_tokens
-_replace_keyframes, _with_anchors, _draw_noise = (
-    replacement.replace_keyframes,
-    replacement.with_anchors,
-    corruption.draw_noise,
-)
+_with_anchors, _draw_noise, _fill = replacement.with_anchors, corruption.draw_noise, corruption.fill
 _interpolate, _linear, _smooth = temporal.interpolate, temporal.linear, temporal.smooth
 
 
@@ -61,11 +57,16 @@ def validity_with_an_axis(side: Side, anchors: Anchors, frames: int) -> Side:
     return replace(side, values=torch.where(usable, whole.values, side.values).flatten(0, 1))
 
 
-def anchors_ignored(
-    z0: Tensor, sides: list[Side], draws: Draws, options: Corruption, anchors: Anchors | None, flat: bool
-) -> list[Side]:
-    """Supplied anchors are ignored; keyframes get noise."""
-    return _replace_keyframes(z0, sides, draws, options, None, flat)
+def noise_for_anchors(build: Builder, side: Side) -> tuple[Tensor, Tensor | None]:
+    """Before a warper the supplied anchors are ignored: the latents get noise."""
+    if build.warper is None or build.anchors is None:
+        return _fill(build, side)
+    latents = patches.unpatchify(build.z0[side.samples], build.patch_size, build.shape)
+    rows = torch.arange(len(latents))[:, None]
+    given = latents[rows, side.idx]
+    latents[rows, side.idx] = given + build.options.student_noise_std * build.draws.randn(given.shape, given.dtype)
+    dtype = corruption.warper_dtype(build.warper, latents.dtype)
+    return build.warper.interpolate(latents.to(dtype), side.idx)
 
 
 def flat_confidence_lost(
@@ -173,7 +174,7 @@ FAULTS: tuple[PortFault, ...] = (
     PortFault("validity_with_an_axis", "IF-05", "A3", "mask of usable anchors with an axis too many",
               swap(replacement, "with_anchors", validity_with_an_axis), "corruption", "error"),
     PortFault("anchors_ignored", "IF-06", "V8", "supplied anchors ignored",
-              swap(corruption, "replace_keyframes", anchors_ignored), "corruption"),
+              swap(corruption, "fill", noise_for_anchors), "corruption"),
     PortFault("flat_confidence_lost", "IF-07", "K8", "confidence of keyframes written into a copy",
               swap(corruption, "corrupt_flat", flat_confidence_lost), "corruption"),
     PortFault("anneal_over_frames", "IF-18", "C5", "annealing factor broadcast along time", anneal_over_frames, "training"),

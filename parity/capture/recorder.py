@@ -37,6 +37,18 @@ class Sink(Protocol):
     def write(self, record: Record, tensor: Tensor | None) -> None: ...
 
 
+class Stand(torch.autograd.Function):
+    """Another value in the place of one in a graph: gradients pass as if it had been computed there."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, replacement: Tensor) -> Tensor:  # type: ignore[override]
+        return replacement.to(value.dtype).clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
 class Recorder:
     """Record a run: `with Recorder(probes) as recorder: model(x)`; then `recorder.trace`.
 
@@ -103,6 +115,8 @@ class Recorder:
             current = value if replaced is None else replaced
             new = self._record_target(target, site, current, kind, role)
             replaced = replaced if new is None else new
+        if replaced is not None and value.requires_grad and torch.is_grad_enabled():
+            return cast(Tensor, Stand.apply(value, replaced))
         return replaced
 
     def _record_target(self, target: Target, origin: str, value: Tensor, kind: str, role: str) -> Tensor | None:

@@ -119,8 +119,8 @@ def level_confidences(
     """Confidences of a level and of the next finer one."""
     if not options.with_confidence:
         return None, None
-    finer = None if mask_prev is None else level_confidence(mask_prev, level - 1, options)
-    return level_confidence(mask_s, level, options), finer
+    coarser = level_confidence(mask_s, level, options)
+    return coarser, None if mask_prev is None else level_confidence(mask_prev, level - 1, options)
 
 
 def clamp_mask(masks_levels: Tensor, level: int, options: Sampling) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ported.interp.lora import LoRALinear
+
 LOG2E = math.log2(math.e)
 
 
@@ -33,6 +35,11 @@ def block_means(x: Tensor, size: int) -> Tensor:
     rows = torch.full((blocks,), float(size), device=x.device)
     rows[-1] = length - (blocks - 1) * size
     return (padded.unflatten(2, (blocks, size)).sum(dim=3) / rows[:, None]).to(x.dtype)
+
+
+def linear_as(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A Linear in the dtype of its input."""
+    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
 
 class SparseLinearAttention(nn.Module):
@@ -88,8 +95,11 @@ class SparseLinearAttention(nn.Module):
         return torch.matmul(fq, torch.matmul(fk.mT, v)) / (1e-5 + total)
 
     def project(self, o: Tensor) -> Tensor:
-        """`proj_l` in the dtype of its input."""
-        return F.linear(o, self.proj_l.weight.to(o.dtype), self.proj_l.bias.to(o.dtype))
+        """`proj_l` in the dtype of its input, with its adapter when it has one."""
+        if isinstance(self.proj_l, LoRALinear):
+            low = linear_as(self.proj_l.lora_B, linear_as(self.proj_l.lora_A, o))
+            return linear_as(self.proj_l.base, o) + self.proj_l.scale * low
+        return linear_as(self.proj_l, o)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dtype = q.dtype

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .lora import LoRALinear
+
 FEATURE_MAPS = ("softmax", "elu", "relu")
 
 
@@ -29,6 +31,11 @@ class Blocks(NamedTuple):
 def block_means(x: Tensor, size: int) -> Tensor:
     """Mean of every block of rows; the last one may be shorter: `(b, h, l, d)` -> `(b, h, blocks, d)`."""
     return torch.stack([block.float().mean(dim=2) for block in x.split(size, dim=2)], dim=2).to(x.dtype)
+
+
+def linear_as(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A Linear in the dtype of its input."""
+    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
 
 class SparseLinearAttention(nn.Module):
@@ -93,8 +100,11 @@ class SparseLinearAttention(nn.Module):
         return fq @ context / (1e-5 + (fq * fk.sum(dim=2, keepdim=True)).sum(dim=-1, keepdim=True))
 
     def project(self, o: Tensor) -> Tensor:
-        """`proj_l` in the dtype of its input."""
-        return F.linear(o, self.proj_l.weight.to(o.dtype), self.proj_l.bias.to(o.dtype))
+        """`proj_l` in the dtype of its input, with its adapter when it has one."""
+        if isinstance(self.proj_l, LoRALinear):
+            low = linear_as(self.proj_l.lora_B, linear_as(self.proj_l.lora_A, o))
+            return linear_as(self.proj_l.base, o) + self.proj_l.scale * low
+        return linear_as(self.proj_l, o)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dtype = q.dtype

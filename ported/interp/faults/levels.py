@@ -75,8 +75,8 @@ def confidences_of_one_level(
     """The finer confidence is annealed with the coarser level."""
     if not options.with_confidence:
         return None, None
-    finer = None if mask_prev is None else sampling.level_confidence(mask_prev, level, options)
-    return sampling.level_confidence(mask_s, level, options), finer
+    coarser = sampling.level_confidence(mask_s, level, options)
+    return coarser, None if mask_prev is None else sampling.level_confidence(mask_prev, level, options)
 
 
 FAULTS: tuple[PortFault, ...] = (

@@ -41,11 +41,11 @@ class Stand(torch.autograd.Function):
     """Another value in the place of one in a graph: gradients pass as if it had been computed there."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, replacement: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, replacement: Tensor) -> Tensor:
         return replacement.to(value.dtype).clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 

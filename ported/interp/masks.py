@@ -14,7 +14,10 @@ Masks = tuple[Tensor, list[Tensor]]
 def indices_of(masks: Tensor) -> list[Tensor]:
     """Kept frames of every level, `(b, K_s)` each, from masks `(b, S+1, t)` with equal counts over the batch."""
     batch = len(masks)
-    return [masks[:, s].nonzero()[:, 1].view(batch, -1) for s in range(masks.shape[1])]
+    by_level = masks.transpose(0, 1)
+    counts = by_level[:, 0].sum(dim=1).tolist()
+    parts = by_level.nonzero()[:, 2].split([batch * count for count in counts])
+    return [part.view(batch, -1) for part in parts]
 
 
 def from_ranks(ranks: Tensor, counts: list[int]) -> Masks:
@@ -25,9 +28,10 @@ def from_ranks(ranks: Tensor, counts: list[int]) -> Masks:
 
 def inner_ranks(order: Tensor) -> Tensor:
     """Ranks `(b, t)` with the two ends first, from an order of the inner frames `(b, t−2)`."""
-    inner = order.argsort(dim=1) + 2
-    ends = torch.tensor([[0], [1]], device=order.device).expand(2, len(order))
-    return torch.cat([ends[0, :, None], inner, ends[1, :, None]], dim=1)
+    batch, inner = order.shape
+    ranks = torch.ones(batch, inner + 2, dtype=torch.long, device=order.device)
+    ranks[:, 0] = 0
+    return ranks.scatter_(1, order + 1, torch.arange(2, inner + 2, device=order.device).expand(batch, inner))
 
 
 def nested_masks(

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ported.interp import sampling, training
-from ported.interp.conditioning import anneal_confidence
 from ported.interp.corruption import Corrupted
 from ported.interp.faults.record import Port, PortFault, patched, swap
 from ported.interp.sampling import Sampling
@@ -34,10 +33,10 @@ def annealed_with_one_level(batch: Corrupted, objective: Objective) -> tuple[Ten
     """The confidence of s − 1 is annealed with s."""
     if not objective.with_confidence:
         return None, None
-    conf_s = anneal_confidence(batch.conf_s, batch.s_idx, objective.levels, objective.anneal)
+    conf_s = training.anneal_confidence(batch.conf_s, batch.s_idx, objective.levels, objective.anneal)
     if objective.mode != "adj" or batch.conf_prev is None:
         return conf_s, None
-    return conf_s, anneal_confidence(batch.conf_prev, batch.s_idx, objective.levels, objective.anneal)
+    return conf_s, training.anneal_confidence(batch.conf_prev, batch.s_idx, objective.levels, objective.anneal)
 
 
 def loss_by_count(delta: Tensor, target: Tensor, weights: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ported.interp.lora import inject_lora
 from ported.interp.rope import AbsoluteTimeRope, rotate
 from ported.interp.sla import SparseLinearAttention
-from ported.wan.build import cast_like_library
 
 
 class SparseProcessor(nn.Module):
@@ -66,8 +65,12 @@ class WanTransformer(WanTransformer3DModel):
         return len(found)
 
     def cast(self, dtype: torch.dtype) -> WanTransformer:
-        """Cast as loading in half precision does."""
-        return cast_like_library(self, dtype)
+        """Cast as loading in half precision does: what is on the library's keep list, and the rotary tables, stay float32."""
+        keep = set(self._keep_in_fp32_modules or ())
+        for name, parameter in self.named_parameters():
+            if not keep & set(name.split(".")):
+                parameter.data = parameter.data.to(dtype)
+        return self
 
 
 def build(**config: Any) -> WanTransformer:

@@ -380,14 +380,14 @@ def mutants(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a mutant.")] = False,
 ) -> int:
     """Edit the source of other people's models, one small bug at a time; print what is found, placed, named and proven."""
-    from parity.lab.mutation.command import mutants_command
+    from parity.lab.mutation.command import Draw, mutants_command
 
     if fit is not None:
         from parity.lab.mutation.fit import as_source, fitted
 
         print(as_source(fitted(fit)))
         return 0
-    return mutants_command(half, family, count, seed, jobs, as_json, markdown, verbose, _OUT, _ERR)
+    return mutants_command(Draw(half, family, count, seed, jobs), as_json, markdown, verbose, _OUT, _ERR)
 
 
 @app.command()

@@ -19,7 +19,7 @@ FAMILIES = (
     "positions",
     "attention",
     "norms",
-    "edits",
+    "one_edit",
     "ranges",
     "time",
     "conditioning",

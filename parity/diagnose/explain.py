@@ -7,6 +7,7 @@ from dataclasses import replace
 from parity.case import Case, Setting
 from parity.diagnose import diagnose
 from parity.diagnose.absence import absent_causes
+from parity.diagnose.edits import causes_of, find_edits, merged
 from parity.diagnose.gather import _in_double, gather
 from parity.diagnose.locality import describe
 from parity.errors import CaseError
@@ -46,7 +47,8 @@ def explain(
                 causes = list(absent_causes(divergence, result, runs, alone))
             continue
         if i == 0:
-            causes = list(diagnose(evidence))
+            found = find_edits(evidence)
+            causes = list(merged(causes_of(found, evidence) if found is not None else [], diagnose(evidence)))
         divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
     return replace(
         result,

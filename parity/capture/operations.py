@@ -109,10 +109,9 @@ def log_step(
     makers = tuple(made_by.get(id(t)) for t in given)
     memory, writes = tuple(map(_memory, given)), _writes(func, args, kwargs, given)
     result = func(*args, **kwargs)
-    name = func._schema.name.partition("::")[2]
     made = tensors_in(result)
     op = Op(
-        _RENAME.get(name, name).rstrip("_"),
+        op_name(func),
         inputs,
         tuple(map(_keep, made)),
         read_scalars(func, args, kwargs),
@@ -120,7 +119,7 @@ def log_step(
         frames=frames,
         memory=memory,
         writes=writes,
-        tensors=_tensor_names(func, args, kwargs),
+        tensors=tensor_names(func, args, kwargs),
         again=functools.partial(_again, func, spec, [_PLACE if isinstance(x, Tensor) else x for x in leaves]),
     )
     for t in made:
@@ -130,7 +129,13 @@ def log_step(
     return result
 
 
-def _tensor_names(func: Any, args: Any, kwargs: Any) -> tuple[str, ...]:
+def op_name(func: Any) -> str:
+    """Return the name under which an operation is logged."""
+    name = func._schema.name.partition("::")[2]
+    return _RENAME.get(name, name).rstrip("_")
+
+
+def tensor_names(func: Any, args: Any, kwargs: Any) -> tuple[str, ...]:
     """Return the schema's name of each tensor that is given, in order."""
     found: list[str] = []
     for i, argument in enumerate(func._schema.arguments):
@@ -281,7 +286,7 @@ class Frame:
     function: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Op:
     """One dispatched operation seen while a side computed the diverging record, in order of execution.
 

@@ -20,7 +20,7 @@ from parity.capture.operations import Op
 
 from .correspondence import Layouts, ends_order
 from .graph import MOVES, Graph
-from .prints import CLOSE, COARSE, Prints, print_of
+from .prints import CLOSE, COARSE, HIDDEN, Prints, print_of
 
 HIDING = frozenset(["add", "where", "masked_fill"])
 MOST_VALUES = 12  # candidates of each side at one place
@@ -104,7 +104,7 @@ class Search:
         self.ref_prints = Prints((self.reference.print(v) for v in set(self.ref_values)), self.close)
 
     def late(self) -> bool:
-        if time.monotonic() > self.until:
+        if time.process_time() > self.until:
             self.exhausted = True
         return self.exhausted
 
@@ -148,13 +148,15 @@ class Candidate:
     edges: tuple[tuple[tuple[int, int], int], ...] = ()  # ((operation, operand), reference value)
 
 
-def explain(reference: Graph, port: Graph, r: Tensor, p: Tensor, limit: float, seconds: float) -> tuple[Explanation | None, bool]:
+def explain(
+    reference: Graph, port: Graph, r: Tensor, p: Tensor, limit: float, seconds: float
+) -> tuple[Explanation | None, bool]:
     """Return the explanation by the fewest edits, None when none is found, and whether the time ran out first.
 
     r, p: the diverging values, float64. limit: the share of their difference that may remain.
     """
     whole = float(torch.linalg.vector_norm(p.flatten() - r.flatten())) if p.numel() == r.numel() else float("inf")
-    until = time.monotonic() + seconds
+    until = time.process_time() + seconds
     best, late = None, False
     subtle = whole < 1e3 * COARSE * float(torch.linalg.vector_norm(r))
     for close in (CLOSE, COARSE) if subtle else (COARSE, CLOSE):
@@ -200,7 +202,9 @@ def _repeated(edits: Sequence[Edit]) -> tuple[Edit, ...]:
 def _next(search: Search) -> tuple[list[Edit], float, bool] | None:
     """Return the next edit: the smallest that settles the difference, else the one that makes most of the port's values known."""
     ref_known, port_known = search.known()
-    best: tuple[float, Candidate, dict[int, Tensor], dict[int, Tensor], dict[tuple[int, int], Tensor], float] | None = None
+    best: tuple[float, Candidate, dict[int, Tensor], dict[int, Tensor], dict[tuple[int, int], Tensor], float] | None = (
+        None
+    )
     before = len(port_known)
     for candidate in sorted(_candidates(search, ref_known, port_known), key=lambda c: c.size):
         if search.late():
@@ -239,9 +243,7 @@ def _gain(search: Search, fresh: Mapping[int, Tensor], known: set[int], given: M
     return gained
 
 
-def _filled(
-    search: Search, candidate: Candidate
-) -> Iterator[tuple[dict[int, Tensor], dict[tuple[int, int], Tensor]]]:
+def _filled(search: Search, candidate: Candidate) -> Iterator[tuple[dict[int, Tensor], dict[tuple[int, int], Tensor]]]:
     """Yield the candidate's values in each layout in which they can stand in the port."""
     targets = [(v, a) for v, a in candidate.values] + [(e, a) for e, a in candidate.edges]
     choices = []
@@ -308,7 +310,11 @@ def _in_order(graph: Graph, unknown: set[int]) -> list[int]:
     made = {v for v in unknown if v in graph.made}
     gates = _gates(graph, made) if len(made) <= 400 else []
     order = list(dict.fromkeys([*gates, *sorted(made, key=lambda v: graph.made[v])]))
-    return [v for v in order if graph.ops[graph.made[v]].name not in MOVES or v == graph.end or graph.made[v] in graph.writes]
+    return [
+        v
+        for v in order
+        if graph.ops[graph.made[v]].name not in MOVES or v == graph.end or graph.made[v] in graph.writes
+    ]
 
 
 def _gates(graph: Graph, unknown: set[int]) -> list[int]:
@@ -321,7 +327,9 @@ def _gates(graph: Graph, unknown: set[int]) -> list[int]:
         for u in graph.sources(i) if i is not None else ():
             if u in unknown:
                 users.setdefault(u, []).append(v)
-    first = [v for v in unknown if not any(u in unknown for u in (graph.sources(graph.made[v]) if v in graph.made else ()))]
+    first = [
+        v for v in unknown if not any(u in unknown for u in (graph.sources(graph.made[v]) if v in graph.made else ()))
+    ]
     gates = []
     for gate in sorted(unknown):
         reached: set[int] = set()
@@ -432,7 +440,7 @@ def _edit(
         (i, k), a = candidate.edges[0]
         region = Region(()) if candidate.kind == "operand" else _alone(port, i)
         value, other = edges[i, k], port.ops[i].inputs[k]
-        if port.ops[i].name in HIDING and port.ops[i].outputs[0].shape == value.shape:
+        if port.ops[i].name in HIDING and port.ops[i].outputs[0].shape == value.shape and bool((value <= HIDDEN).any()):
             other = port.ops[i].outputs[0]  # what is hidden shows after the mask
         at, user = (i, *(k for (_, k), _ in candidate.edges)), port.ops[i]
     theirs = _region(search.reference, a, ref_known) if a not in ref_known else Region(())
@@ -449,7 +457,10 @@ def _between(search: Search, a: int, b: int) -> tuple[Region, Region]:
         (port, b, {v for v in range(len(port.values)) if a in search.layouts.counterparts(v)}),
     ):
         cone = graph.cone(end, start - {end})
-        if start & {v for i in cone for v in graph.sources(i)} and sum(graph.ops[i].name not in MOVES for i in cone) <= MOST_BETWEEN:
+        if (
+            start & {v for i in cone for v in graph.sources(i)}
+            and sum(graph.ops[i].name not in MOVES for i in cone) <= MOST_BETWEEN
+        ):
             region = _region(graph, end, start | {v for v in range(len(graph.values)) if v not in graph.made})
             return (region, Region(())) if graph is ref else (Region(()), region)
     return Region(()), Region(())

@@ -32,7 +32,9 @@ class Layouts:
         if v not in self._found:
             p: Print | None = self.port.print(v)
             mine = self.port.values[v]
-            found = [a for a in self._by_count.get(p[0], ()) if near(self.reference.print(a), p, self.close)] if p else []
+            found = (
+                [a for a in self._by_count.get(p[0], ()) if near(self.reference.print(a), p, self.close)] if p else []
+            )
             self._found[v] = sorted(found, key=lambda a: not _same_order(self.reference.values[a], mine))
         return self._found[v]
 
@@ -137,7 +139,7 @@ def _same_order(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(x.double(), y.double(), rtol=1e-5, atol=1e-8, equal_nan=True))
 
 
-def _order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None | bool:
+def _order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | bool | None:
     """Return index pairs that bring a's numbers into b's order, None for the same order, False when repeated numbers hide it."""
     if _same_order(a, b):
         return None

@@ -11,12 +11,14 @@ from parity.diagnose.expand import written_out
 from parity.diagnose.graph import build
 from parity.diagnose.prints import CLOSE, near, print_of
 from parity.diagnose.table import Named, name_edit, parameters_of
+from parity.diagnose.verify import Verified
 from parity.result import Cause
 
 SECONDS = 2.5  # for the search at one divergence
 MOST_OPS = 4000
 LARGE = 10  # operations in all regions: more say where, not what
-CONFIDENCE = {"sure": 0.9, "open": 0.5, "large": 0.3}
+CONFIDENCE = {"sure": 0.9, "open": 0.5, "large": 0.3}  # replayed
+VERIFIED = {"sure": 0.97, "open": 0.7, "large": 0.5}
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,20 @@ def find_edits(ev: Evidence) -> Found | None:
     return Found(found, tuple(name_edit(e, port, ev.kind) for e in found.edits), late)
 
 
-def causes_of(found: Found, ev: Evidence) -> list[Cause]:
-    """Return one cause: the first edit that has a name for sure, else the first."""
+def causes_of(found: Found, ev: Evidence, verified: Verified | None = None) -> list[Cause]:
+    """Return one cause: the first edit that has a name for sure, else the first.
+
+    verified: what the whole port says with the edits undone.
+    """
     edits, names = found.explanation.edits, found.names
     best = next((n for n in range(len(names)) if names[n].sure), 0)
     named, edit = names[best], edits[best]
     grade = "large" if found.explanation.size > LARGE + 2 * len(edits) else "sure" if named.sure else "open"
     text = named.text + (f" ({_count(edits)})" if len(edits) > 1 or edit.times > 1 else "")
+    if verified is not None:
+        many = "this one edit" if len(edits) == 1 else f"these {len(edits)} edits"
+        text = f"verified: with {many} undone the port matches at all {verified.sites} sites: {text}"
+    confidence = (VERIFIED if verified is not None else CONFIDENCE)[grade]
     return [
         Cause(
             name="edit",
@@ -60,10 +69,10 @@ def causes_of(found: Found, ev: Evidence) -> list[Cause]:
             text=text,
             parameters=dict(parameters_of(edit)),
             residual=found.explanation.share,
-            confidence=CONFIDENCE[grade],
+            confidence=confidence,
             site=ev.site,
-            score=CONFIDENCE[grade],
-            proof="replayed",
+            score=confidence,
+            proof="verified" if verified is not None else "replayed",
         )
     ]
 
@@ -71,7 +80,7 @@ def causes_of(found: Found, ev: Evidence) -> list[Cause]:
 def merged(own: list[Cause], facts: Sequence[Cause], most: int = 5) -> tuple[Cause, ...]:
     """Return edits and facts as one list, the surest first; of one class only the first."""
     kept: dict[str, Cause] = {}
-    for cause in sorted([*own, *facts], key=lambda c: -c.confidence):
+    for cause in sorted([*own, *facts], key=lambda c: (c.proof != "verified", -c.confidence)):
         kept.setdefault(cause.class_id, cause)
     return tuple(kept.values())[:most]
 

@@ -39,7 +39,8 @@ def written_out(ops: Sequence[Op]) -> tuple[Op, ...]:
             found.append(replace(op, makers=outer))
         for part in parts:
             makers = tuple(
-                base + m if m is not None else _outer(op, outer, t) for m, t in zip(part.makers, part.inputs, strict=True)
+                base + m if m is not None else _outer(op, outer, t)
+                for m, t in zip(part.makers, part.inputs, strict=True)
             )
             found.append(replace(part, makers=makers, whole=op.name, source=op.source, code=op.code, frames=op.frames))
         now[i] = len(found) - 1
@@ -110,7 +111,9 @@ def _group_norm(op: Op) -> Tensor | None:
     y = x.reshape(x.shape[0], op.scalars["group"], -1)
     y = y - y.mean(-1, keepdim=True)
     y = (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + op.scalars["eps"])).reshape(x.shape)
-    return _affine(y, {k: t.reshape(-1, *[1] * (x.dim() - 2)) if t is not None else None for k, t in given.items() if k != "input"})
+    return _affine(
+        y, {k: t.reshape(-1, *[1] * (x.dim() - 2)) if t is not None else None for k, t in given.items() if k != "input"}
+    )
 
 
 def _batch_norm(op: Op) -> Tensor | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from parity.case import Case, Setting
+from parity.compare.floors import Floors
 from parity.diagnose import diagnose
 from parity.diagnose.absence import absent_causes
 from parity.diagnose.edits import causes_of, find_edits, merged
+from parity.diagnose.evidence import Evidence
 from parity.diagnose.gather import _in_double, gather
 from parity.diagnose.locality import describe
+from parity.diagnose.verify import verify
 from parity.errors import CaseError
 from parity.locate.listing import listing
 from parity.locate.window import Relabel, Window, _call_window, _look, _relative, _with_operation
@@ -17,10 +21,18 @@ from parity.result import Cause, Culprit, Divergence, Result, format_key
 from parity.run.side import Inject, Runs
 
 _MOST_CULPRITS = 6
+_log = logging.getLogger(__name__)
 
 
 def explain(
-    case: Case, setting: Setting, runs: Runs, result: Result, inject: Inject | None, order: Relabel, zoom: str = ""
+    case: Case,
+    setting: Setting,
+    runs: Runs,
+    result: Result,
+    inject: Inject | None,
+    order: Relabel,
+    zoom: str = "",
+    limits: Floors | None = None,
 ) -> Result:
     """Add culprit operations, causes and locality to a result with divergences; zoom: a site whose operations are listed."""
     assert result.first is not None
@@ -47,8 +59,8 @@ def explain(
                 causes = list(absent_causes(divergence, result, runs, alone))
             continue
         if i == 0:
-            found = find_edits(evidence)
-            causes = list(merged(causes_of(found, evidence) if found is not None else [], diagnose(evidence)))
+            own = _edits(case, setting, runs, evidence, inject, limits)
+            causes = list(merged(own, diagnose(evidence)))
         divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
     return replace(
         result,
@@ -59,6 +71,20 @@ def explain(
         divergences=tuple(divergences[id(d)] for d in result.divergences),
         operations=_listed(near[0], looks.get(near[0], Window())) if near else (),
     )
+
+
+def _edits(
+    case: Case, setting: Setting, runs: Runs, evidence: Evidence, inject: Inject | None, limits: Floors | None
+) -> list[Cause]:
+    """Return the cause that the fewest edits give, verified where they can be undone. Odd operations end the search, not the explanation."""
+    try:
+        found = find_edits(evidence)
+        if found is None:
+            return []
+        return causes_of(found, evidence, verify(case, setting, runs, found.explanation, inject, limits))
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
+        _log.info("the search for edits raised at %s: %s: %s", evidence.site, type(error).__name__, error)
+        return []
 
 
 def _zoomed(zoom: str, result: Result, runs: Runs) -> list[str]:

@@ -98,9 +98,7 @@ class Graph:
             return
         if op.again is None or op.name in RANDOM:
             raise ValueError("cannot run again")
-        given = [
-            edges.get((i, k), fresh.get(v, op.inputs[k])) for k, v in enumerate(self.inputs[i])
-        ]
+        given = [edges.get((i, k), fresh.get(v, op.inputs[k])) for k, v in enumerate(self.inputs[i])]
         made = op.again(given)
         for v, value in zip(self.outputs[i], made, strict=True):
             if v not in fixed:
@@ -192,7 +190,9 @@ def _value_of(
     if maker is None and value.numel() >= 4 and value.is_floating_point():
         mine = print_of(value)
         for v in reversed(copies.get((tuple(value.shape), value.dtype), ())):
-            if near(mine, graph.print(v)) and torch.allclose(graph.values[v], value, rtol=1e-6, atol=1e-9, equal_nan=True):
+            if near(mine, graph.print(v)) and torch.allclose(
+                graph.values[v], value, rtol=1e-6, atol=1e-9, equal_nan=True
+            ):
                 return v
     for v in outside.get((place, value.dtype), ()):
         if _equal(graph.values[v], value):

@@ -12,7 +12,7 @@ from torch import Tensor
 CLOSE, COARSE = 1e-9, 1e-6
 Print = tuple[float, ...]
 _HUGE = (1e30, 1e31)  # stand for nan and infinity, which have no sums
-_HIDDEN = -1e20  # a score below is that of a hidden key, whatever number hides it
+HIDDEN = -1e20  # a score below is that of a hidden key, whatever number hides it
 
 
 def print_of(value: Tensor) -> Print | None:
@@ -20,7 +20,7 @@ def print_of(value: Tensor) -> Print | None:
     if value.numel() == 0 or value.is_meta:
         return None
     wide = (torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).detach().double().flatten()
-    hidden = wide < _HIDDEN
+    hidden = wide < HIDDEN
     wide = torch.nan_to_num(wide, nan=_HUGE[0], posinf=_HUGE[1], neginf=0.0).masked_fill(hidden, 0.0)
     scale = float(wide.abs().max()) or 1.0
     unit = (wide / scale).masked_fill(hidden, -3.0)

@@ -15,6 +15,7 @@ from parity.capture.operations import Op
 
 from .congruence import Edit, Region
 from .graph import MOVES, Graph
+from .prints import HIDDEN
 
 ACTIVATIONS = frozenset(
     ["silu", "gelu", "relu", "sigmoid", "elu", "leaky_relu", "mish", "softplus", "hardtanh", "hardswish", "log_sigmoid_forward", "relu6"]
@@ -24,16 +25,59 @@ NORMS = frozenset(
      "_native_batch_norm_legit_no_training"]
 )  # fmt: skip
 ROOTS = frozenset(["rsqrt", "sqrt", "reciprocal"])
-REDUCTIONS = frozenset(["mean", "sum", "var", "var_mean", "linalg_vector_norm", "amax", "amin", "norm", "std", "prod", "logsumexp"])
-ORDERS = frozenset(["lt", "le", "gt", "ge", "eq", "ne", "tril", "triu", "bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or", "logical_not"])
+REDUCTIONS = frozenset(
+    ["mean", "sum", "var", "var_mean", "linalg_vector_norm", "amax", "amin", "norm", "std", "prod", "logsumexp"]
+)
+ORDERS = frozenset(
+    [
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "tril",
+        "triu",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_not",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+    ]
+)
 HIDING = frozenset(["masked_fill", "where", "tril", "triu"])
 BOUNDS = frozenset(["clamp", "clamp_min", "clamp_max", "minimum", "maximum", "nan_to_num", "hardtanh"])
 ROUNDING = frozenset(["round", "floor", "ceil", "trunc"])
-PADS = frozenset(["constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "pad"])
+PADS = frozenset(
+    [
+        "constant_pad_nd",
+        "reflection_pad1d",
+        "reflection_pad2d",
+        "reflection_pad3d",
+        "replication_pad1d",
+        "replication_pad2d",
+        "replication_pad3d",
+        "pad",
+    ]
+)
 ANGLES = frozenset(["cos", "sin", "polar"])
 POOLS = frozenset(["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "adaptive_avg_pool2d"])
 DROPOUT = frozenset(["bernoulli", "native_dropout"])
-_SKIPPED = frozenset(["dtype", "layout", "device", "pin_memory", "non_blocking", "copy", "memory_format", "size", "implicit", "half_to_float"])
+_SKIPPED = frozenset(
+    [
+        "dtype",
+        "layout",
+        "device",
+        "pin_memory",
+        "non_blocking",
+        "copy",
+        "memory_format",
+        "size",
+        "implicit",
+        "half_to_float",
+    ]
+)
 _PICTURE = frozenset(["frame", "video", "image"])
 
 
@@ -85,7 +129,11 @@ class View:
     @cached_property
     def numbers(self) -> list[tuple[Op, str, Any, Any]]:
         """Return the arguments that differ and are no axes: those depend on the layout."""
-        return [s for s in self.scalars if s[1] not in ("dim", "dims", "normalized_shape", "dim0", "dim1", "start", "end", "index", "self")]
+        return [
+            s
+            for s in self.scalars
+            if s[1] not in ("dim", "dims", "normalized_shape", "dim0", "dim1", "start", "end", "index", "self")
+        ]
 
     @cached_property
     def only(self) -> tuple[str, list[str], tuple[Op, ...]] | None:
@@ -113,7 +161,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 def goes_into(graph: Graph, edit: Edit) -> set[str]:
     """Return the operations that an edited value reaches through moves, sums, factors and masks."""
-    through = MOVES | {"add", "sub", "mul", "div", "masked_fill", "where", "neg", "mean", "pow", "cat", "stack"}
+    through = MOVES | {"tanh", "add", "sub", "mul", "div", "masked_fill", "where", "neg", "mean", "pow", "cat", "stack"}
     start = [v for v in edit.at[1:]] if edit.kind in ("replaced", "exchanged") else []
     found: set[str] = {edit.user.name} if edit.user is not None else set()
     todo = start or (list(graph.results(edit.at[0])) if edit.user is not None and edit.user.name in through else [])
@@ -158,13 +206,17 @@ def _order(v: View) -> Named | None:
     if op.name == "cat":
         return Named("C5", f"the parts are joined in another order by {describe(op)}")
     if op.name in ("sub", "rsub"):
-        return Named("T8" if v.kind == "latent" else "N5", f"the operands of {describe(op)} are exchanged: the sign is reversed")
+        return Named(
+            "T8" if v.kind == "latent" else "N5", f"the operands of {describe(op)} are exchanged: the sign is reversed"
+        )
     return Named("W3", f"the operands of {describe(op)} are in another order")
 
 
 def _eps(v: View) -> Named | None:
     for op, name, ours, theirs in v.numbers:
-        root = (op.name in ("add", "clamp_min", "maximum", "clamp")) and (op.whole in NORMS or v.into & ROOTS or set(v.own_names) & ROOTS)
+        root = (op.name in ("add", "clamp_min", "maximum", "clamp")) and (
+            op.whole in NORMS or v.into & ROOTS or set(v.own_names) & ROOTS
+        )
         if name == "eps" or (root and name in ("other", "min")):
             which = f"the {_norm_name(op)} has" if op.whole in NORMS or v.into & ROOTS else f"{op.name} runs with"
             return Named("N1", f"{which} eps {_number(theirs)} instead of {_number(ours)}{at(op)}")
@@ -187,7 +239,9 @@ def _variance(v: View) -> Named | None:
         if name in ("correction", "unbiased") and op.name in REDUCTIONS:
             return Named("N3", f"the variance has correction {theirs} instead of {ours} (biased or not){at(op)}")
         if name == "training":
-            return Named("N8", f"the norm runs with training={theirs} instead of {ours}: statistics of the batch{at(op)}")
+            return Named(
+                "N8", f"the norm runs with training={theirs} instead of {ours}: statistics of the batch{at(op)}"
+            )
     if any(op.name in NORMS and op.scalars.get("training") for op in v.own):
         return Named("N8", f"the norm takes the statistics of the batch (training){at(v.own[-1])}")
     return None
@@ -196,11 +250,21 @@ def _variance(v: View) -> Named | None:
 def _axes(v: View) -> Named | None:
     mine = next((op for op in v.own if op.name in REDUCTIONS), None)
     theirs = next((op for op in v.ref if op.name in REDUCTIONS), None)
-    if mine is None or theirs is None or mine.name != theirs.name or v.numbers or not mine.outputs or not theirs.outputs:
+    if (
+        mine is None
+        or theirs is None
+        or mine.name != theirs.name
+        or v.numbers
+        or not mine.outputs
+        or not theirs.outputs
+    ):
         return None
     if mine.outputs[0].numel() == theirs.outputs[0].numel() or mine.inputs[0].numel() != theirs.inputs[0].numel():
         return None
-    a, b = theirs.inputs[0].numel() // max(1, theirs.outputs[0].numel()), mine.inputs[0].numel() // max(1, mine.outputs[0].numel())
+    a, b = (
+        theirs.inputs[0].numel() // max(1, theirs.outputs[0].numel()),
+        mine.inputs[0].numel() // max(1, mine.outputs[0].numel()),
+    )
     return Named("N7", f"{mine.name} runs over {b} numbers instead of {a}: the statistics are of other axes{at(mine)}")
 
 
@@ -208,8 +272,16 @@ def _norm_kind(v: View) -> Named | None:
     if v.only is None or not v.only[2]:
         return None
     which, names, ops = v.only
-    if "sub" in names and "mean" in names and len(names) <= 3 and (v.into & (ROOTS | {"pow", "mul", "square", "native_layer_norm"})):
-        return Named("N3", f"the mean is {'removed' if which == 'added' else 'not removed'} by the port before the norm{at(ops[-1])}")
+    if (
+        "sub" in names
+        and "mean" in names
+        and len(names) <= 3
+        and (v.into & (ROOTS | {"pow", "mul", "square", "native_layer_norm"}))
+    ):
+        return Named(
+            "N3",
+            f"the mean is {'removed' if which == 'added' else 'not removed'} by the port before the norm{at(ops[-1])}",
+        )
     return None
 
 
@@ -234,9 +306,17 @@ def _scale(v: View) -> Named | None:
         return None
     for op, name, ours, theirs in v.numbers:
         if op.name in ("mul", "div") and name == "other":
-            return Named("A5", f"attention ran with scale {_number(theirs if op.name == 'mul' else 1 / theirs)} instead of {_number(ours if op.name == 'mul' else 1 / ours)}{at(op)}")
+            return Named(
+                "A5",
+                f"attention ran with scale {_number(theirs if op.name == 'mul' else 1 / theirs)} instead of {_number(ours if op.name == 'mul' else 1 / ours)}{at(op)}",
+            )
     names = set(v.ref_names) | set(v.own_names)
-    if names and names <= {"mul", "div"} and all(len(op.inputs) == 1 for op in (*v.ref, *v.own)):
+    products = {"mm", "bmm", "matmul"}
+    if (
+        names & {"mul", "div"}
+        and names <= {"mul", "div"} | products
+        and all(len(op.inputs) == 1 or op.name in products for op in (*v.ref, *v.own))
+    ):
         mine, theirs = _factor(v.own), _factor(v.ref)
         where = at((v.own or v.ref)[-1])
         return Named("A5", f"attention scores are scaled by {_number(mine)} instead of {_number(theirs)}{where}")
@@ -246,6 +326,8 @@ def _scale(v: View) -> Named | None:
 def _factor(ops: tuple[Op, ...]) -> float:
     product = 1.0
     for op in ops:
+        if op.name not in ("mul", "div"):
+            continue
         other = op.scalars.get("other", 1)
         product = product * other if op.name == "mul" else product / other
     return product
@@ -253,16 +335,29 @@ def _factor(ops: tuple[Op, ...]) -> float:
 
 def _masks(v: View) -> Named | None:
     names = set(v.ref_names) | set(v.own_names)
-    hidden = (v.edit.value <= -1e20, v.edit.other <= -1e20) if v.edit.value.is_floating_point() else None
+    hidden = (v.edit.value <= HIDDEN, v.edit.other <= HIDDEN) if v.edit.value.is_floating_point() else None
     boolean = not v.edit.value.is_floating_point() and not v.edit.value.is_complex()
     later = v.edit.kind == "replaced" and bool(v.into & HIDING) and hidden is not None and not bool(hidden[1].any())
-    if hidden is not None and not later and bool(hidden[0].any() or hidden[1].any()) and hidden[0].shape == hidden[1].shape and bool((hidden[0] != hidden[1]).any()):
+    if (
+        hidden is not None
+        and not later
+        and bool(hidden[0].any() or hidden[1].any())
+        and hidden[0].shape == hidden[1].shape
+        and bool((hidden[0] != hidden[1]).any())
+    ):
         return _mask(v, ~hidden[0], ~hidden[1])
-    if boolean and v.edit.value.dtype == v.edit.other.dtype and str(v.edit.value.dtype) == "torch.bool" and names <= ORDERS | MOVES | {"arange", "add", "sub", "lift_fresh"}:
+    if (
+        boolean
+        and v.edit.value.dtype == v.edit.other.dtype
+        and str(v.edit.value.dtype) == "torch.bool"
+        and names <= ORDERS | MOVES | {"arange", "add", "sub", "lift_fresh"}
+    ):
         return _mask(v, v.edit.value, v.edit.other)
     for op, name, ours, theirs in v.numbers:
         if op.name in ("tril", "triu", "lt", "le", "gt", "ge"):
-            return Named("A11", f"{op.name} runs with {name} {theirs} instead of {ours}: the mask's edge is off{at(op)}")
+            return Named(
+                "A11", f"{op.name} runs with {name} {theirs} instead of {ours}: the mask's edge is off{at(op)}"
+            )
     return None
 
 
@@ -284,7 +379,9 @@ def _angle(v: View) -> Named | None:
         op, name, ours, theirs = v.numbers[0]
         class_id = "P2" if op.name in ("add", "sub", "arange") else "P5"
         what = "positions are offset" if class_id == "P2" else "the angles are scaled"
-        return Named(class_id, f"{what}: {op.name} with {name} {_number(theirs)} instead of {_number(ours)}{at(op)}", False)
+        return Named(
+            class_id, f"{what}: {op.name} with {name} {_number(theirs)} instead of {_number(ours)}{at(op)}", False
+        )
     if v.only is not None and v.only[1] == ["neg"]:
         return Named("P7", f"the rotation has the opposite sign: neg is {v.only[0]} by the port{at(v.only[2][0])}")
     return None
@@ -292,13 +389,18 @@ def _angle(v: View) -> Named | None:
 
 def _padding(v: View) -> Named | None:
     for op, name, ours, theirs in v.numbers:
-        if (name in ("padding", "count_include_pad", "pad") and op.name in POOLS | PADS | {"convolution"}) or op.name in PADS:
+        if (
+            name in ("padding", "count_include_pad", "pad") and op.name in POOLS | PADS | {"convolution"}
+        ) or op.name in PADS:
             return Named("V3", f"{op.name} runs with {name} {theirs} instead of {ours}: other padding{at(op)}")
         if op.name == "convolution" or op.name in POOLS:
             return Named("W12", f"{op.name} runs with {name} {theirs} instead of {ours}{at(op)}")
     pads = [n for n in (*v.own_names, *v.ref_names) if n in PADS]
     if pads and set(v.own_names) ^ set(v.ref_names) and len(v.own) + len(v.ref) <= 6:
-        return Named("V3", f"the port pads with {_list(v.own_names)} where the reference runs {_list(v.ref_names)}{at((v.own or v.ref)[0])}")
+        return Named(
+            "V3",
+            f"the port pads with {_list(v.own_names)} where the reference runs {_list(v.ref_names)}{at((v.own or v.ref)[0])}",
+        )
     return None
 
 
@@ -360,7 +462,8 @@ def _twice(v: View, op: Op) -> bool:
     """Tell whether another operation of the port already took the same operands."""
     others = [o for o in v.port.ops if o is not op and o.name == op.name]
     return any(
-        any(a.shape == b.shape and bool((a == b).all()) for a in op.inputs for b in o.inputs if a.numel() > 1) for o in others
+        any(a.shape == b.shape and bool((a == b).all()) for a in op.inputs for b in o.inputs if a.numel() > 1)
+        for o in others
     )
 
 
@@ -377,9 +480,14 @@ def _constant(v: View) -> Named | None:
 
 
 def _sign(v: View) -> Named | None:
-    if sorted([v.ref_names, v.own_names]) in ([["add"], ["sub"]], [["neg"], []]) or (v.only is not None and v.only[1] == ["neg"]):
+    if sorted([v.ref_names, v.own_names]) in ([["add"], ["sub"]], [["neg"], []]) or (
+        v.only is not None and v.only[1] == ["neg"]
+    ):
         op = (v.own or v.ref)[0]
-        return Named("T8" if v.kind == "latent" else "N5", f"the sign of a term is reversed: {said(v.edit)}{'' if v.own else at(op)}")
+        return Named(
+            "T8" if v.kind == "latent" else "N5",
+            f"the sign of a term is reversed: {said(v.edit)}{'' if v.own else at(op)}",
+        )
     return None
 
 
@@ -398,7 +506,11 @@ def _same(v: View) -> Named | None:
         if v.ref_names == ["cat"]:
             return Named("C5", f"the parts are joined in another order{at(v.own[-1])}")
         return Named("N5", f"{_list(v.own_names)} run on other operands than in the reference{at(v.own[-1])}", False)
-    return Named("N3", f"the port runs {_list(v.own_names)} in another order than the reference's {_list(v.ref_names)}{at(v.own[-1])}", False)
+    return Named(
+        "N3",
+        f"the port runs {_list(v.own_names)} in another order than the reference's {_list(v.ref_names)}{at(v.own[-1])}",
+        False,
+    )
 
 
 def _replaced(v: View) -> Named | None:

@@ -26,7 +26,7 @@ HIDING = frozenset(["add", "where", "masked_fill"])
 MOST_VALUES = 12  # candidates of each side at one place
 MOST_LAYOUTS = 24  # of all values of one candidate
 MOST_BETWEEN = 8  # operations between two known values that may be what one side leaves out
-SMALL = 4  # operations of an explanation that is not looked into again with rounded numbers
+SMALL = 6  # operations of an explanation that is not looked into again with rounded numbers
 MOST_EDITS = 24  # of one explanation, repeated ones counted each
 
 
@@ -89,6 +89,8 @@ class Search:
     limit: float  # share of the difference that may remain
     until: float
     close: float  # relative: what counts as the same number
+    ordered: bool = False  # whether the same numbers in another order count as others
+    most: int = 10**9  # operations of an edit that settles everything at once
     replaced: dict[int, Tensor] = field(default_factory=dict)
     edges: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     fresh: dict[int, Tensor] = field(default_factory=dict)
@@ -98,10 +100,10 @@ class Search:
         self.order = ends_order(self.port.values[self.port.end], self.given)
         self.ref_cone = self.reference.cone(self.reference.end)
         self.port_cone = self.port.cone(self.port.end)
-        self.layouts = Layouts(self.reference, self.port, self.close)
+        self.layouts = Layouts(self.reference, self.port, self.close, self.ordered)
         self.ref_values = [v for i in self.ref_cone for v in (*self.reference.sources(i), *self.reference.results(i))]
         self.port_values = [v for i in self.port_cone for v in (*self.port.sources(i), *self.port.results(i))]
-        self.ref_prints = Prints((self.reference.print(v) for v in set(self.ref_values)), self.close)
+        self.ref_prints = Prints((self.reference.print(v) for v in set(self.ref_values)), self.close, self.ordered)
 
     def late(self) -> bool:
         if time.process_time() > self.until:
@@ -111,7 +113,7 @@ class Search:
     def known(self) -> tuple[set[int], set[int]]:
         """Return which values of the reference's and the port's cones the other side has, after the edits so far."""
         now = {v: print_of(self.fresh[v]) if v in self.fresh else self.port.print(v) for v in set(self.port_values)}
-        have = Prints(now.values(), self.close)
+        have = Prints(now.values(), self.close, self.ordered)
         ref = {v for v in set(self.ref_values) if have.has(self.reference.print(v))}
         ours = {v for v, p in now.items() if self.ref_prints.has(p)}
         return _moved(self.reference, self.ref_cone, ref), _moved(self.port, self.port_cone, ours)
@@ -159,15 +161,19 @@ def explain(
     until = time.process_time() + seconds
     best, late = None, False
     subtle = whole < 1e3 * COARSE * float(torch.linalg.vector_norm(r))
-    for close in (CLOSE, COARSE) if subtle else (COARSE, CLOSE):
-        if best is not None and best.size <= SMALL:
+    closes = (CLOSE, COARSE) if subtle else (COARSE, CLOSE)
+    for close, ordered in ((closes[0], True), (closes[0], False), (closes[1], True), (closes[1], False)):
+        if late or (best is not None and best.size <= SMALL):
             break
         share = limit if close == CLOSE else min(0.02, limit * COARSE / CLOSE / 20)
-        search = Search(reference, port, r, p, whole, share, until, close)
-        found = _search(search)
-        late = late or search.exhausted
-        if found is not None and (best is None or 2 * found.size < best.size):
-            best = found
+        for most in (10**9, max(1, best.size // 3) if best is not None else 0):
+            if not most or (best is not None and best.size <= SMALL):
+                break
+            search = Search(reference, port, r, p, whole, share, until, close, ordered, most)
+            found = _search(search)
+            late = late or search.exhausted
+            if found is not None and (best is None or found.size < best.size):
+                best = found
     return best, late
 
 
@@ -214,7 +220,7 @@ def _next(search: Search) -> tuple[list[Edit], float, bool] | None:
             share = search.rest(fresh)
             if fresh is None:
                 continue
-            if share <= search.limit:
+            if share <= search.limit and candidate.size <= search.most:
                 return _edits(search, candidate, replaced, edges, ref_known, port_known), share, True
             if len(search.replaced) + len(search.edges) > MOST_EDITS or share == float("inf"):
                 continue
@@ -249,6 +255,10 @@ def _filled(search: Search, candidate: Candidate) -> Iterator[tuple[dict[int, Te
     choices = []
     for target, a in targets:
         like = search.port.ops[target[0]].inputs[target[1]] if isinstance(target, tuple) else search.port.values[target]
+        if isinstance(target, tuple) and search.port.ops[target[0]].outputs:
+            result = search.port.ops[target[0]].outputs[0]
+            if like.numel() < search.reference.values[a].numel() == result.numel():
+                like = result.to(like.dtype)  # an operand that is spread over the result: another one may fill it
         choices.append(search.layouts.in_place_of(a, like))
     for picked in islice(product(*choices), MOST_LAYOUTS):
         values = {t: x for (t, _), x in zip(targets, picked, strict=True) if not isinstance(t, tuple)}

@@ -17,8 +17,8 @@ MOST_AXES = 5
 class Layouts:
     """Layouts seen between values that correspond; they carry over to values of the same count."""
 
-    def __init__(self, reference: Graph, port: Graph, close: float) -> None:
-        self.reference, self.port, self.close = reference, port, close
+    def __init__(self, reference: Graph, port: Graph, close: float, ordered: bool = False) -> None:
+        self.reference, self.port, self.close, self.ordered = reference, port, close, ordered
         self._by_count: dict[float, list[int]] = {}
         for v in range(len(reference.values)):
             p = reference.print(v)
@@ -33,7 +33,9 @@ class Layouts:
             p: Print | None = self.port.print(v)
             mine = self.port.values[v]
             found = (
-                [a for a in self._by_count.get(p[0], ()) if near(self.reference.print(a), p, self.close)] if p else []
+                [a for a in self._by_count.get(p[0], ()) if near(self.reference.print(a), p, self.close, self.ordered)]
+                if p
+                else []
             )
             self._found[v] = sorted(found, key=lambda a: not _same_order(self.reference.values[a], mine))
         return self._found[v]
@@ -44,11 +46,10 @@ class Layouts:
         if value.is_complex() != like.is_complex():
             return []
         value = value.to(like.dtype) if value.dtype != like.dtype else value
+        if self.ordered:
+            return [value.reshape(like.shape)] if value.numel() == like.numel() else _spread(value, like)
         if value.numel() != like.numel():
-            try:
-                return [value.expand(like.shape).contiguous()] if value.numel() < like.numel() else []
-            except RuntimeError:
-                return []
+            return _spread(value, like)
         found = []
         for order in self._orders_of(like.numel()):
             if order is None:
@@ -84,6 +85,13 @@ class Layouts:
             found.sort(key=lambda order: order is not None)
             self._orders[count] = found
         return self._orders[count]
+
+
+def _spread(value: Tensor, like: Tensor) -> list[Tensor]:
+    try:
+        return [value.expand(like.shape).contiguous()] if value.numel() < like.numel() else []
+    except RuntimeError:
+        return []
 
 
 def regrouped(value: Tensor, shape: torch.Size) -> list[Tensor]:

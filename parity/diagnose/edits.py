@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from parity.capture.operations import Op
 from parity.diagnose.congruence import Edit, Explanation, explain
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.expand import written_out
 from parity.diagnose.graph import build
 from parity.diagnose.prints import CLOSE, near, print_of
-from parity.diagnose.table import Named, name_edit, parameters_of
+from parity.diagnose.table import Named, name_edit, parameters_of, point_of
 from parity.diagnose.verify import Verified
 from parity.result import Cause
 
@@ -75,6 +76,14 @@ def causes_of(found: Found, ev: Evidence, verified: Verified | None = None) -> l
             proof="verified" if verified is not None else "replayed",
         )
     ]
+
+
+def line_of(found: Found) -> Op | None:
+    """Return the operation that the first edit with a sure name is about; None where the regions are too large to say."""
+    edits, names = found.explanation.edits, found.names
+    best = next((n for n in range(len(names)) if names[n].sure), None)
+    large = found.explanation.size > LARGE + 2 * len(edits)
+    return None if best is None or large else point_of(edits[best])
 
 
 def merged(own: list[Cause], facts: Sequence[Cause], most: int = 5) -> tuple[Cause, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from parity.capture.operations import Op
 from parity.case import Case, Setting
 from parity.compare.floors import Floors
 from parity.diagnose import diagnose
 from parity.diagnose.absence import absent_causes
-from parity.diagnose.edits import causes_of, find_edits, merged
+from parity.diagnose.edits import causes_of, find_edits, line_of, merged
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.gather import _in_double, gather
 from parity.diagnose.locality import describe
@@ -59,7 +60,9 @@ def explain(
                 causes = list(absent_causes(divergence, result, runs, alone))
             continue
         if i == 0:
-            own = _edits(case, setting, runs, evidence, inject, limits)
+            own, line = _edits(case, setting, runs, evidence, inject, limits)
+            if line is not None and line.source:
+                culprits[0] = replace(culprits[0], source=_relative(line.source), code=line.code)
             causes = list(merged(own, diagnose(evidence)))
         divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
     return replace(
@@ -75,16 +78,17 @@ def explain(
 
 def _edits(
     case: Case, setting: Setting, runs: Runs, evidence: Evidence, inject: Inject | None, limits: Floors | None
-) -> list[Cause]:
-    """Return the cause that the fewest edits give, verified where they can be undone. Odd operations end the search, not the explanation."""
+) -> tuple[list[Cause], Op | None]:
+    """Return the cause that the fewest edits give, and the operation it is about; verified where they can be undone. Odd operations end the search, not the explanation."""
     try:
         found = find_edits(evidence)
         if found is None:
-            return []
-        return causes_of(found, evidence, verify(case, setting, runs, found.explanation, inject, limits))
+            return [], None
+        proof = verify(case, setting, runs, found.explanation, inject, limits)
+        return causes_of(found, evidence, proof), line_of(found)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         _log.info("the search for edits raised at %s: %s: %s", evidence.site, type(error).__name__, error)
-        return []
+        return [], None
 
 
 def _zoomed(zoom: str, result: Result, runs: Runs) -> list[str]:

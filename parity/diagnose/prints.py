@@ -16,7 +16,7 @@ HIDDEN = -1e20  # a score below is that of a hidden key, whatever number hides i
 
 
 def print_of(value: Tensor) -> Print | None:
-    """Return (count, largest, and order-free sums of the values in units of it); None for nothing."""
+    """Return (count, largest, order-free sums of the values in units of it, a sum that depends on the order); None for nothing."""
     if value.numel() == 0 or value.is_meta:
         return None
     wide = (torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).detach().double().flatten()
@@ -26,21 +26,23 @@ def print_of(value: Tensor) -> Print | None:
     unit = (wide / scale).masked_fill(hidden, -3.0)
     n = math.sqrt(unit.numel())
     sums = (float(unit.sum()) / n, float(unit.square().sum()) / n, float(torch.sin(3.7 * unit).sum()) / n)
-    return (float(value.numel()), scale, *sums)
+    place = torch.arange(unit.numel(), dtype=torch.float64)
+    return (float(value.numel()), scale, *sums, float((unit * torch.sin(1.0 + 0.7 * place)).sum()) / n)
 
 
-def near(a: Print | None, b: Print | None, close: float = COARSE) -> bool:
-    """Tell whether two prints are of the same numbers, in any order."""
+def near(a: Print | None, b: Print | None, close: float = COARSE, ordered: bool = False) -> bool:
+    """Tell whether two prints are of the same numbers, in any order or in the same."""
     if a is None or b is None or a[0] != b[0] or abs(a[1] - b[1]) > close * max(a[1], b[1]):
         return False
-    return all(abs(x - y) <= close * max(1.0, abs(x)) for x, y in zip(a[2:], b[2:], strict=True))
+    last = 6 if ordered else 5
+    return all(abs(x - y) <= close * max(1.0, abs(x)) for x, y in zip(a[2:last], b[2:last], strict=True))
 
 
 class Prints:
     """A set of prints, searched by count."""
 
-    def __init__(self, prints: Iterable[Print | None], close: float) -> None:
-        self.close = close
+    def __init__(self, prints: Iterable[Print | None], close: float, ordered: bool = False) -> None:
+        self.close, self.ordered = close, ordered
         self._by_count: dict[float, list[Print]] = {}
         for p in prints:
             if p is not None:
@@ -48,4 +50,6 @@ class Prints:
 
     def has(self, value: Print | None) -> bool:
         """Tell whether the same numbers are in the set; nothing always is."""
-        return value is None or any(near(value, other, self.close) for other in self._by_count.get(value[0], ()))
+        return value is None or any(
+            near(value, other, self.close, self.ordered) for other in self._by_count.get(value[0], ())
+        )

@@ -78,6 +78,7 @@ _SKIPPED = frozenset(
         "half_to_float",
     ]
 )
+MOST_OF_A_MASK = 12  # operations: in larger regions other things differ besides what is hidden
 _PICTURE = frozenset(["frame", "video", "image"])
 
 
@@ -334,6 +335,8 @@ def _factor(ops: tuple[Op, ...]) -> float:
 
 
 def _masks(v: View) -> Named | None:
+    if len(v.own) + len(v.ref) > MOST_OF_A_MASK:
+        return None
     names = set(v.ref_names) | set(v.own_names)
     hidden = (v.edit.value <= HIDDEN, v.edit.other <= HIDDEN) if v.edit.value.is_floating_point() else None
     boolean = not v.edit.value.is_floating_point() and not v.edit.value.is_complex()
@@ -523,6 +526,19 @@ ROWS: tuple[Callable[[View], Named | None], ...] = (
     _exchange, _order, _dropped, _variance, _eps, _left_eps, _masks, _scale, _angle, _axes, _norm_kind, _activation, _padding, _resize,
     _bounds, _rounding, _sign, _operand, _only, _constant, _same, _replaced,
 )  # fmt: skip
+
+
+def point_of(edit: Edit) -> Op | None:
+    """Return the operation where an edit shows first: in the port, or in the reference where the port has nothing."""
+    ref, own = _told(edit.reference), _told(edit.port)
+    for a, b in zip(ref, own, strict=False):
+        if a.name != b.name or any(
+            not _alike(a.scalars.get(k), b.scalars.get(k)) for k in {*a.scalars, *b.scalars} - _SKIPPED
+        ):
+            return b
+    if own:
+        return own[min(len(ref), len(own) - 1)]
+    return ref[-1] if ref else edit.user
 
 
 def said(edit: Edit) -> str:

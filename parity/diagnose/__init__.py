@@ -19,7 +19,6 @@ FAMILIES = (
     "positions",
     "attention",
     "norms",
-    "one_edit",
     "ranges",
     "time",
     "conditioning",

@@ -291,6 +291,7 @@ def _candidates(search: Search, ref_known: set[int], port_known: set[int]) -> It
             for a in [*unknown_ref, *given_ref]:
                 if a not in stands.get(b, ()):
                     yield Candidate(ref_cost.get(a, 1), "operand", (), tuple((e, a) for e in group))
+    yield from _constants(search, ref_known, port_known)
     yield from _joins(search, ref_known, port_known, open_ref, open_port)
     yield from _exchanges(search, port_known)
     yield from _orders(search, starts)
@@ -360,6 +361,33 @@ def _size(graph: Graph, v: int, known: set[int]) -> int:
     return sum(graph.ops[i].name not in MOVES for i in graph.cone(v, known - {v}))
 
 
+def _constants(search: Search, ref_known: set[int], port_known: set[int]) -> Iterator[Candidate]:
+    """Every value from outside that only one side has is taken from the reference, where both sides have as many of each shape."""
+    ref, port = search.reference, search.port
+
+    def lone(graph: Graph, cone: Sequence[int], known: set[int]) -> list[int]:
+        return list(
+            dict.fromkeys(
+                v for i in cone for v in graph.inputs[i]
+                if v not in graph.made and v not in known and graph.values[v].is_floating_point()
+            )
+        )  # fmt: skip
+
+    ours, theirs = lone(port, search.port_cone, port_known), lone(ref, search.ref_cone, ref_known)
+    pairs = []
+    for b in ours:
+        a = next((a for a in theirs if ref.values[a].shape == port.values[b].shape), None)
+        if a is None:
+            return
+        theirs.remove(a)
+        pairs.append((b, a))
+    if pairs and not theirs:
+        edges = tuple(
+            ((i, k), a) for b, a in pairs for i in search.port_cone for k, v in enumerate(port.inputs[i]) if v == b
+        )
+        yield Candidate(1, "constants", (), edges)
+
+
 def _joins(
     search: Search, ref_known: set[int], port_known: set[int], open_ref: set[int], open_port: set[int]
 ) -> Iterator[Candidate]:
@@ -425,6 +453,9 @@ def _edits(
     ref_known: set[int],
     port_known: set[int],
 ) -> list[Edit]:
+    if candidate.kind == "constants":
+        each = [Candidate(0, "operand", (), (edge,)) for edge in candidate.edges]
+        return [_edit(search, one, replaced, edges, ref_known, port_known) for one in each]
     if candidate.kind != "replaced":
         return [_edit(search, candidate, replaced, edges, ref_known, port_known)]
     each = [Candidate(0, candidate.kind, (pair,)) for pair in candidate.values]

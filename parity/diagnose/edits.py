@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from parity.capture.operations import Op
 from parity.diagnose.congruence import Edit, Explanation, explain
+from parity.diagnose.constants import name_constants
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.expand import written_out
 from parity.diagnose.graph import build
@@ -44,8 +45,11 @@ def find_edits(ev: Evidence) -> Found | None:
         return None  # the same numbers in another order: a fact, not an edit
     limit = min(0.02, max(1e-6, 20 * CLOSE / ev.error))
     found, late = explain(ref, port, ev.r, ev.p, limit, SECONDS)
-    if found is None or not any(e.reference.ops or e.port.ops or e.which in ref.made for e in found.edits):
-        return None  # the edit is of a value that came from outside: a fact about it says more
+    if found is None:
+        return None
+    bare = [e for e in found.edits if not e.reference.ops and not e.port.ops]
+    if len(bare) == len(found.edits) and all(e.which not in ref.made for e in bare):
+        return Found(found, (name_constants(bare, ev),) * len(bare), late)
     return Found(found, tuple(name_edit(e, port, ev.kind) for e in found.edits), late)
 
 
@@ -56,6 +60,8 @@ def causes_of(found: Found, ev: Evidence, verified: Verified | None = None) -> l
     """
     edits, names = found.explanation.edits, found.names
     best = next((n for n in range(len(names)) if names[n].sure), 0)
+    told = [n for n in range(len(names)) if edits[n].reference.ops or edits[n].port.ops]
+    best = next((n for n in told if names[n].sure), best)
     named, edit = names[best], edits[best]
     grade = "large" if found.explanation.size > LARGE + 2 * len(edits) else "sure" if named.sure else "open"
     text = named.text + (f" ({_count(edits)})" if len(edits) > 1 or edit.times > 1 else "")

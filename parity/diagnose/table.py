@@ -194,8 +194,9 @@ def name_edit(edit: Edit, port: Graph, kind: str) -> Named:
 def _exchange(v: View) -> Named | None:
     if v.edit.kind != "exchanged":
         return None
-    shape = v.edit.other.shape
-    vector = len(shape) < 3 or all(n == 1 for n in shape[1:-1])
+    shape, maker = v.edit.other.shape, v.edit.at[0]
+    weight = maker < 0 or all(u not in v.port.made for u in v.port.inputs[maker])
+    vector = not weight and all(n == 1 for n in shape[1:-1])
     op = v.edit.port.ops[0]
     return Named("W5" if vector else "W3", f"two parts of what {describe(op)} makes are exchanged")
 

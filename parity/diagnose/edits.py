@@ -11,6 +11,7 @@ from parity.diagnose.constants import name_constants
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.expand import written_out
 from parity.diagnose.graph import build
+from parity.diagnose.patch import patch_of
 from parity.diagnose.prints import CLOSE, near, print_of
 from parity.diagnose.table import Named, name_edit, parameters_of, point_of
 from parity.diagnose.verify import Verified
@@ -79,6 +80,7 @@ def causes_of(found: Found, ev: Evidence, verified: Verified | None = None) -> l
             confidence=confidence,
             site=ev.site,
             score=confidence,
+            patch=patch_of(edit) if len(edits) == 1 else None,
             proof="verified" if verified is not None else "replayed",
         )
     ]
@@ -102,4 +104,5 @@ def merged(own: list[Cause], facts: Sequence[Cause], most: int = 5) -> tuple[Cau
 
 def _count(edits: tuple[Edit, ...]) -> str:
     times = sum(e.times for e in edits)
-    return f"{len(edits)} edits" if times == len(edits) else f"{len(edits)} edits, {times} times in all"
+    many = f"{len(edits)} edits, " if len(edits) > 1 else ""
+    return f"{many}{times} times in all" if times > len(edits) else f"{len(edits)} edits"

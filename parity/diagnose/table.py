@@ -539,7 +539,20 @@ def point_of(edit: Edit) -> Op | None:
             return b
     if own:
         return own[min(len(ref), len(own) - 1)]
-    return ref[-1] if ref else edit.user
+    return edit.user or (ref[-1] if ref else None)
+
+
+def numbers_of(edit: Edit) -> list[tuple[Op, Any, Any]]:
+    """Return (the port's operation, the reference's number, the port's) where the same operations run with other numbers."""
+    ref, own = _told(edit.reference), _told(edit.port)
+    if [op.name for op in ref] != [op.name for op in own]:
+        return []
+    return [
+        (b, a.scalars.get(k), b.scalars.get(k))
+        for a, b in zip(ref, own, strict=True)
+        for k in dict.fromkeys([*a.scalars, *b.scalars])
+        if k not in _SKIPPED and not _alike(a.scalars.get(k), b.scalars.get(k))
+    ]
 
 
 def said(edit: Edit) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parity.align.gradients import with_parameter_rules, without_gradients
 from parity.align.traces import align
 from parity.capture import split_inputs
 from parity.capture.environment import environment_differences
@@ -26,6 +27,7 @@ from parity.errors import ParityFailure, SideError, TraceError
 from parity.locate.first import first_divergence, owner
 from parity.locate.nonfinite import find_nonfinite
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.run.backward import asking_for_gradients, with_backward
 from parity.run.side import grafting, run_side
 from parity.trace import Trace
 from parity.trace.names import NameMap, load_names, parse_names
@@ -49,6 +51,7 @@ def check(
     allow_unaligned: float = 0.5,
     label: str = "check",
     zoom: str = "",
+    backward: bool = False,
 ) -> Result:
     """Run two implementations on the same inputs and tell whether the port computes what the reference computes.
 
@@ -59,6 +62,8 @@ def check(
     isolate: also compare every site alone in float64, which finds faults below the noise and all independent ones at once.
     allow_unaligned: share of the reference's sites that may stay without a partner.
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
+    backward: also go backward, from the loss that is returned or from the same random cotangents on both sides, and compare the gradients of every
+        module's outputs, inputs and parameters; a function that takes training steps itself is compared in what its optimisers get and leave.
 
     >>> parity.check(official, mine, (x, t)).verdict
     'match'
@@ -78,8 +83,12 @@ def check(
     )
     setting = Setting(dtype=_dtype(_module(reference)))
     notes: tuple[str, ...] = ()
+    if backward:
+        case = replace(case, reference=with_backward(case.reference), port=with_backward(case.port))
     if names is None:
         case, notes = _with_inferred_names(case, setting)
+    if backward:
+        case = replace(case, names=with_parameter_rules(case.names, _module(reference), _module(port)))
     result, _ = run_case(
         case,
         setting,
@@ -221,6 +230,8 @@ def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | 
             current, "_parity_upcast", False
         ):
             own_args, own_kwargs = upcast_in_place((own_args, own_kwargs))
+        if torch.is_grad_enabled():
+            own_args, own_kwargs = asking_for_gradients((own_args, own_kwargs))
         return function(current, *own_args, **own_kwargs) if function is not None else current(*own_args, **own_kwargs)
 
     def upcast(current: nn.Module) -> nn.Module:
@@ -270,12 +281,20 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str,
         reference, port = (run_side(case, which, setting) for which in ("reference", "port"))
 
     def rerun(names: NameMap) -> Trace:
-        return run_side(
-            replace(case, names=names), "port", setting, upcast=upcast, override=grafting(reference.trace)
-        ).trace
+        again = replace(case, names=names)
+        return without_gradients(
+            run_side(again, "port", setting, upcast=upcast, override=grafting(reference.trace)).trace
+        )
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
-    names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance)
+    names, notes = infer_names(
+        without_gradients(reference.trace),
+        without_gradients(port.trace),
+        ref_modules[""],
+        port_modules[""],
+        rerun,
+        tolerance,
+    )
     return replace(case, names=names), notes
 
 

@@ -132,7 +132,7 @@ def log_step(
 
 def op_name(func: Any) -> str:
     """Return the name under which an operation is logged."""
-    name = func._schema.name.partition("::")[2]
+    name: str = func._schema.name.partition("::")[2]
     return _RENAME.get(name, name).rstrip("_")
 
 

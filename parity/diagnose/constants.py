@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .congruence import Edit
 from .evidence import Evidence
-from .table import Named, describe
+from .search import Edit
+from .view import Named, describe
 
 NEAR = 400  # sites that are looked at for a value, the latest before this one first
 TABLES = frozenset(["rope", "schedule"])

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parity.capture.operations import Op
-from parity.diagnose.congruence import Edit, Explanation, explain
+from parity.diagnose.congruence import explain
 from parity.diagnose.constants import name_constants
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.expand import written_out
 from parity.diagnose.graph import build
 from parity.diagnose.patch import patch_of
 from parity.diagnose.prints import CLOSE, near, print_of
-from parity.diagnose.table import Named, name_edit, parameters_of, point_of
+from parity.diagnose.search import Edit, Explanation
+from parity.diagnose.table import name_edit
 from parity.diagnose.verify import Verified
+from parity.diagnose.view import Named, parameters_of, point_of
 from parity.result import Cause
 
 SECONDS = 2.5  # for the search at one divergence

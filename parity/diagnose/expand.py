@@ -79,7 +79,7 @@ def _parts_of(op: Op) -> list[Op]:
 def _by_name(op: Op) -> dict[str, Tensor | None]:
     """Return the tensor arguments by their schema names."""
     names = iter(op.tensors)
-    return {name: t for name, t in zip(names, op.inputs, strict=False)}
+    return dict(zip(names, op.inputs, strict=False))
 
 
 def _layer_norm(op: Op) -> Tensor | None:
@@ -130,7 +130,8 @@ def _batch_norm(op: Op) -> Tensor | None:
 def _attention(op: Op) -> Tensor | None:
     given = _by_name(op)
     q, k, v, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
-    assert q is not None and k is not None and v is not None
+    if q is None or k is None or v is None:
+        return None
     if op.scalars.get("dropout_p"):
         return None
     scale = op.scalars.get("scale")

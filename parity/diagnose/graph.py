@@ -135,7 +135,7 @@ def build(ops: Sequence[Op], end: Tensor) -> Graph | None:
     copies: dict[tuple[tuple[int, ...], torch.dtype], list[int]] = {}
     for i, op in enumerate(ops):
         row = []
-        for k, t in enumerate(op.inputs):
+        for k in range(len(op.inputs)):
             v = _value_of(graph, i, k, outside, seen, written, copies)
             row.append(v)
             place = op.memory[k] if k < len(op.memory) else None

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from parity.capture.operations import Op
 
-from .congruence import Edit
-from .table import numbers_of, point_of
+from .search import Edit
+from .view import numbers_of, point_of
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
@@ -42,7 +42,9 @@ def _other_number(code: str, old: object, new: object) -> str | None:
     """Return the line with one number for another, when it is written there once."""
     if not isinstance(old, (int, float)) or not isinstance(new, (int, float)) or isinstance(old, bool):
         return None
-    found = [m for m in re.finditer(r"(?<![\w.])\d+\.?\d*(?:e[+-]?\d+)?(?![\w.])", code) if float(m.group()) == float(old)]
+    found = [
+        m for m in re.finditer(r"(?<![\w.])\d+\.?\d*(?:e[+-]?\d+)?(?![\w.])", code) if float(m.group()) == float(old)
+    ]
     if len(found) != 1:
         return None
     return code[: found[0].start()] + repr(new) + code[found[0].end() :]

@@ -5,180 +5,39 @@ A row looks at operations and values only: what each side runs in the edit's reg
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 from parity.capture.operations import Op
 
-from .congruence import Edit, Region
 from .graph import MOVES, Graph
+from .masks import describe as describe_masks
 from .prints import HIDDEN
+from .search import Edit
+from .view import (
+    ACTIVATIONS,
+    ANGLES,
+    BOUNDS,
+    DROPOUT,
+    HIDING,
+    NORMS,
+    ORDERS,
+    PADS,
+    PICTURE,
+    POOLS,
+    REDUCTIONS,
+    ROOTS,
+    ROUNDING,
+    Named,
+    View,
+    at,
+    describe,
+    listed,
+    number,
+    said,
+)
 
-ACTIVATIONS = frozenset(
-    ["silu", "gelu", "relu", "sigmoid", "elu", "leaky_relu", "mish", "softplus", "hardtanh", "hardswish", "log_sigmoid_forward", "relu6"]
-)  # fmt: skip
-NORMS = frozenset(
-    ["native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm", "rms_norm", "cudnn_batch_norm",
-     "_native_batch_norm_legit_no_training"]
-)  # fmt: skip
-ROOTS = frozenset(["rsqrt", "sqrt", "reciprocal"])
-REDUCTIONS = frozenset(
-    ["mean", "sum", "var", "var_mean", "linalg_vector_norm", "amax", "amin", "norm", "std", "prod", "logsumexp"]
-)
-ORDERS = frozenset(
-    [
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "eq",
-        "ne",
-        "tril",
-        "triu",
-        "bitwise_and",
-        "bitwise_or",
-        "bitwise_not",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-    ]
-)
-HIDING = frozenset(["masked_fill", "where", "tril", "triu"])
-BOUNDS = frozenset(["clamp", "clamp_min", "clamp_max", "minimum", "maximum", "nan_to_num", "hardtanh"])
-ROUNDING = frozenset(["round", "floor", "ceil", "trunc"])
-PADS = frozenset(
-    [
-        "constant_pad_nd",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "reflection_pad3d",
-        "replication_pad1d",
-        "replication_pad2d",
-        "replication_pad3d",
-        "pad",
-    ]
-)
-ANGLES = frozenset(["cos", "sin", "polar"])
-POOLS = frozenset(["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "adaptive_avg_pool2d"])
-DROPOUT = frozenset(["bernoulli", "native_dropout"])
-_SKIPPED = frozenset(
-    [
-        "dtype",
-        "layout",
-        "device",
-        "pin_memory",
-        "non_blocking",
-        "copy",
-        "memory_format",
-        "size",
-        "implicit",
-        "half_to_float",
-    ]
-)
 MOST_OF_A_MASK = 12  # operations: in larger regions other things differ besides what is hidden
-_PICTURE = frozenset(["frame", "video", "image"])
-
-
-@dataclass(frozen=True)
-class Named:
-    """A class and a sentence. `sure`: whether the operations leave no other reading."""
-
-    class_id: str
-    text: str
-    sure: bool = True
-
-
-@dataclass(frozen=True)
-class View:
-    """An edit as the table sees it."""
-
-    edit: Edit
-    port: Graph
-    kind: str  # of the diverging record
-
-    @cached_property
-    def ref(self) -> tuple[Op, ...]:
-        return _told(self.edit.reference)
-
-    @cached_property
-    def own(self) -> tuple[Op, ...]:
-        return _told(self.edit.port)
-
-    @cached_property
-    def ref_names(self) -> list[str]:
-        return [op.name for op in self.ref]
-
-    @cached_property
-    def own_names(self) -> list[str]:
-        return [op.name for op in self.own]
-
-    @cached_property
-    def scalars(self) -> list[tuple[Op, str, Any, Any]]:
-        """Return (the port's operation, argument, reference's, port's) where the same operations run with other arguments."""
-        if self.ref_names != self.own_names:
-            return []
-        return [
-            (b, name, a.scalars.get(name), b.scalars.get(name))
-            for a, b in zip(self.ref, self.own, strict=True)
-            for name in dict.fromkeys([*a.scalars, *b.scalars])
-            if name not in _SKIPPED and not _alike(a.scalars.get(name), b.scalars.get(name))
-        ]
-
-    @cached_property
-    def numbers(self) -> list[tuple[Op, str, Any, Any]]:
-        """Return the arguments that differ and are no axes: those depend on the layout."""
-        return [
-            s
-            for s in self.scalars
-            if s[1] not in ("dim", "dims", "normalized_shape", "dim0", "dim1", "start", "end", "index", "self")
-        ]
-
-    @cached_property
-    def only(self) -> tuple[str, list[str], tuple[Op, ...]] | None:
-        """Return ("left out" or "added", names, operations) where only one side runs something."""
-        if self.ref and not self.own:
-            return "left out", self.ref_names, self.ref
-        if self.own and not self.ref:
-            return "added", self.own_names, self.own
-        return None
-
-    @cached_property
-    def into(self) -> frozenset[str]:
-        """Return the names of the operations that the result goes into, past sums, factors and moves."""
-        return frozenset(goes_into(self.port, self.edit))
-
-
-def _told(region: Region) -> tuple[Op, ...]:
-    return tuple(op for op in region.ops if op.name not in MOVES and op.name != "scalar_tensor")
-
-
-def _alike(a: Any, b: Any) -> bool:
-    numbers = isinstance(a, (int, float)) and isinstance(b, (int, float)) and not isinstance(a, bool)
-    return bool(abs(a - b) <= 1e-12 * max(abs(a), abs(b))) if numbers else a == b
-
-
-def goes_into(graph: Graph, edit: Edit) -> set[str]:
-    """Return the operations that an edited value reaches through moves, sums, factors and masks."""
-    through = MOVES | {"tanh", "add", "sub", "mul", "div", "masked_fill", "where", "neg", "mean", "pow", "cat", "stack"}
-    start = [v for v in edit.at[1:]] if edit.kind in ("replaced", "exchanged") else []
-    found: set[str] = {edit.user.name} if edit.user is not None else set()
-    todo = start or (list(graph.results(edit.at[0])) if edit.user is not None and edit.user.name in through else [])
-    users: dict[int, list[int]] = {}
-    for i, given in enumerate(graph.inputs):
-        for v in given:
-            users.setdefault(v, []).append(i)
-    seen: set[int] = set()
-    while todo and len(seen) < 200:
-        v = todo.pop()
-        for i in users.get(v, ()):
-            if i not in seen:
-                seen.add(i)
-                found.add(graph.ops[i].name)
-                todo += graph.results(i) if graph.ops[i].name in through else []
-    return found
 
 
 def name_edit(edit: Edit, port: Graph, kind: str) -> Named:
@@ -221,7 +80,7 @@ def _eps(v: View) -> Named | None:
         )
         if name == "eps" or (root and name in ("other", "min")):
             which = f"the {_norm_name(op)} has" if op.whole in NORMS or v.into & ROOTS else f"{op.name} runs with"
-            return Named("N1", f"{which} eps {_number(theirs)} instead of {_number(ours)}{at(op)}")
+            return Named("N1", f"{which} eps {number(theirs)} instead of {number(ours)}{at(op)}")
     return None
 
 
@@ -233,7 +92,7 @@ def _left_eps(v: View) -> Named | None:
     if v.only is None or v.only[1] != ["add"] or not v.into & ROOTS or "other" not in v.only[2][0].scalars:
         return None
     op = v.only[2][0]
-    return Named("N1", f"eps {_number(op.scalars['other'])} is {v.only[0]} by the port{at(op)}")
+    return Named("N1", f"eps {number(op.scalars['other'])} is {v.only[0]} by the port{at(op)}")
 
 
 def _variance(v: View) -> Named | None:
@@ -310,7 +169,7 @@ def _scale(v: View) -> Named | None:
         if op.name in ("mul", "div") and name == "other":
             return Named(
                 "A5",
-                f"attention ran with scale {_number(theirs if op.name == 'mul' else 1 / theirs)} instead of {_number(ours if op.name == 'mul' else 1 / ours)}{at(op)}",
+                f"attention ran with scale {number(theirs if op.name == 'mul' else 1 / theirs)} instead of {number(ours if op.name == 'mul' else 1 / ours)}{at(op)}",
             )
     names = set(v.ref_names) | set(v.own_names)
     products = {"mm", "bmm", "matmul"}
@@ -321,7 +180,7 @@ def _scale(v: View) -> Named | None:
     ):
         mine, theirs = _factor(v.own), _factor(v.ref)
         where = at((v.own or v.ref)[-1])
-        return Named("A5", f"attention scores are scaled by {_number(mine)} instead of {_number(theirs)}{where}")
+        return Named("A5", f"attention scores are scaled by {number(mine)} instead of {number(theirs)}{where}")
     return None
 
 
@@ -366,8 +225,6 @@ def _masks(v: View) -> Named | None:
 
 
 def _mask(v: View, keep_r: Any, keep_p: Any) -> Named:
-    from .masks import describe as describe_masks
-
     change = describe_masks(keep_r, keep_p)
     where = at(v.edit.user or (v.own or v.ref)[-1]) if v.own or v.ref or v.edit.user else ""
     if change is not None:
@@ -384,7 +241,7 @@ def _angle(v: View) -> Named | None:
         class_id = "P2" if op.name in ("add", "sub", "arange") else "P5"
         what = "positions are offset" if class_id == "P2" else "the angles are scaled"
         return Named(
-            class_id, f"{what}: {op.name} with {name} {_number(theirs)} instead of {_number(ours)}{at(op)}", False
+            class_id, f"{what}: {op.name} with {name} {number(theirs)} instead of {number(ours)}{at(op)}", False
         )
     if v.only is not None and v.only[1] == ["neg"]:
         return Named("P7", f"the rotation has the opposite sign: neg is {v.only[0]} by the port{at(v.only[2][0])}")
@@ -403,7 +260,7 @@ def _padding(v: View) -> Named | None:
     if pads and set(v.own_names) ^ set(v.ref_names) and len(v.own) + len(v.ref) <= 6:
         return Named(
             "V3",
-            f"the port pads with {_list(v.own_names)} where the reference runs {_list(v.ref_names)}{at((v.own or v.ref)[0])}",
+            f"the port pads with {listed(v.own_names)} where the reference runs {listed(v.ref_names)}{at((v.own or v.ref)[0])}",
         )
     return None
 
@@ -412,7 +269,7 @@ def _bounds(v: View) -> Named | None:
     names = v.ref_names + v.own_names
     if not names or not set(names) <= BOUNDS:
         return None
-    class_id = "V10" if v.kind in _PICTURE else "C8"
+    class_id = "V10" if v.kind in PICTURE else "C8"
     return Named(class_id, f"the values are bounded otherwise: {said(v.edit)}")
 
 
@@ -420,7 +277,7 @@ def _rounding(v: View) -> Named | None:
     names = set(v.ref_names) | set(v.own_names)
     if not names & ROUNDING or not names <= ROUNDING | {"clamp", "_to_copy", "div", "mul", "add"}:
         return None
-    return Named("V10" if v.kind in _PICTURE else "Q2", f"the values are rounded otherwise: {said(v.edit)}")
+    return Named("V10" if v.kind in PICTURE else "Q2", f"the values are rounded otherwise: {said(v.edit)}")
 
 
 def _dropped(v: View) -> Named | None:
@@ -442,7 +299,7 @@ def _only(v: View) -> Named | None:
         return None
     which, names, ops = v.only
     verb = "leaves out" if which == "left out" else "also runs"
-    text = f"the port {verb} {_list(names)}{at(ops[-1])}"
+    text = f"the port {verb} {listed(names)}{at(ops[-1])}"
     small = len(names) <= 4
     first = set(names)
     if first <= HIDING | ORDERS | {"add", "scalar_tensor", "full", "ones"} and first & (HIDING | ORDERS):
@@ -450,15 +307,15 @@ def _only(v: View) -> Named | None:
     if names == ["roll"] or names == ["flip"]:
         return Named("C7" if names == ["flip"] else "D3", text, False)
     if first <= BOUNDS:
-        return Named("V10" if v.kind in _PICTURE else "C8", text)
+        return Named("V10" if v.kind in PICTURE else "C8", text)
     if names == ["add"] and which == "added" and _twice(v, ops[0]):
         return Named("N6", f"{text}: its operand was added before")
     if any(op.whole in NORMS or op.name in NORMS for op in ops) and which == "added":
         return Named("N6" if _twice(v, ops[0]) else "N5", text, small)
     if first <= {"mul", "div"} and all(len(op.inputs) == 1 for op in ops):
         if v.kind == "latent":
-            return Named("C10", f"{text}: the factor {_number(_factor(ops))}")
-        return Named("N5", f"{text}: the factor {_number(_factor(ops))}", v.kind not in ("schedule",))
+            return Named("C10", f"{text}: the factor {number(_factor(ops))}")
+        return Named("N5", f"{text}: the factor {number(_factor(ops))}", v.kind not in ("schedule",))
     return Named("N5", text, small)
 
 
@@ -476,7 +333,7 @@ def _constant(v: View) -> Named | None:
     if not v.numbers or len(v.own) > 8:
         return None
     op, name, ours, theirs = v.numbers[0]
-    pairs = list(dict.fromkeys((_number(b), _number(a)) for _, _, a, b in v.numbers))
+    pairs = list(dict.fromkeys((number(b), number(a)) for _, _, a, b in v.numbers))
     said_ = ", ".join(f"{b} instead of {a}" for b, a in pairs[:3])
     if op.name == "add" and name == "alpha" and isinstance(ours, (int, float)) and ours == -theirs:
         return Named("T8" if v.kind == "latent" else "N5", f"a term is added with the opposite sign{at(op)}")
@@ -509,10 +366,10 @@ def _same(v: View) -> Named | None:
     if v.ref_names == v.own_names:
         if v.ref_names == ["cat"]:
             return Named("C5", f"the parts are joined in another order{at(v.own[-1])}")
-        return Named("N5", f"{_list(v.own_names)} run on other operands than in the reference{at(v.own[-1])}", False)
+        return Named("N5", f"{listed(v.own_names)} run on other operands than in the reference{at(v.own[-1])}", False)
     return Named(
         "N3",
-        f"the port runs {_list(v.own_names)} in another order than the reference's {_list(v.ref_names)}{at(v.own[-1])}",
+        f"the port runs {listed(v.own_names)} in another order than the reference's {listed(v.ref_names)}{at(v.own[-1])}",
         False,
     )
 
@@ -527,65 +384,3 @@ ROWS: tuple[Callable[[View], Named | None], ...] = (
     _exchange, _order, _dropped, _variance, _eps, _left_eps, _masks, _scale, _angle, _axes, _norm_kind, _activation, _padding, _resize,
     _bounds, _rounding, _sign, _operand, _only, _constant, _same, _replaced,
 )  # fmt: skip
-
-
-def point_of(edit: Edit) -> Op | None:
-    """Return the operation where an edit shows first: in the port, or in the reference where the port has nothing."""
-    ref, own = _told(edit.reference), _told(edit.port)
-    for a, b in zip(ref, own, strict=False):
-        if a.name != b.name or any(
-            not _alike(a.scalars.get(k), b.scalars.get(k)) for k in {*a.scalars, *b.scalars} - _SKIPPED
-        ):
-            return b
-    if own:
-        return own[min(len(ref), len(own) - 1)]
-    return edit.user or (ref[-1] if ref else None)
-
-
-def numbers_of(edit: Edit) -> list[tuple[Op, Any, Any]]:
-    """Return (the port's operation, the reference's number, the port's) where the same operations run with other numbers."""
-    ref, own = _told(edit.reference), _told(edit.port)
-    if [op.name for op in ref] != [op.name for op in own]:
-        return []
-    return [
-        (b, a.scalars.get(k), b.scalars.get(k))
-        for a, b in zip(ref, own, strict=True)
-        for k in dict.fromkeys([*a.scalars, *b.scalars])
-        if k not in _SKIPPED and not _alike(a.scalars.get(k), b.scalars.get(k))
-    ]
-
-
-def said(edit: Edit) -> str:
-    """Return an edit in words when no row has better ones."""
-    ref, own = [op.name for op in _told(edit.reference)], [op.name for op in _told(edit.port)]
-    ops = _told(edit.port) or _told(edit.reference) or ((edit.user,) if edit.user else ())
-    where = at(ops[-1]) if ops else ""
-    return f"the port runs {_list(own)} where the reference runs {_list(ref)}{where}"
-
-
-def describe(op: Op) -> str:
-    return f"{op.name}{at(op)}"
-
-
-def at(op: Op) -> str:
-    """Return where an operation stands, with its line."""
-    place = re.sub(r"^.*/(?=[^/]+/[^/]+$)", "", op.source)
-    return f" at {place}: {op.code}" if op.source else ""
-
-
-def _list(names: list[str]) -> str:
-    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return shown or "nothing"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def parameters_of(edit: Edit) -> Mapping[str, Any]:
-    """Return the edit's regions as plain values, for the JSON."""
-
-    def lines(region: Region) -> list[str]:
-        return list(dict.fromkeys(f"{op.name} at {op.source}: {op.code}" for op in _told(region)))[:8]
-
-    return {"reference": lines(edit.reference), "port": lines(edit.port), "kind": edit.kind, "times": edit.times}

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from parity.capture.operations import Op, op_name, read_scalars, source_line, tensor_names
 
-from .congruence import Edit
 from .correspondence import Layouts, regrouped
 from .expand import FORMULAS
 from .graph import Graph
+from .search import Edit
 
 Reading = tuple["Place", str, int]  # a place, "in" or "out", which
 

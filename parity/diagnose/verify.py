@@ -10,9 +10,9 @@ from parity.case import Case, Setting
 from parity.compare.floors import Floors
 from parity.compare.measure import measure
 from parity.compare.verdict import judge
-from parity.diagnose.congruence import Explanation
 from parity.diagnose.correspondence import Layouts
 from parity.diagnose.prints import COARSE
+from parity.diagnose.search import Explanation
 from parity.diagnose.undo import Interposed, Undo, undo_of
 from parity.errors import SideError
 from parity.run.side import Inject, Runs, reseating, run_side

@@ -117,7 +117,7 @@ def run_case(
         rows, same = excuse_masks(rows, alignment, reference, port)
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         rows = _excuse_rounding(rows, reference, port, setting, notes)
-        divergences = judge(rows, alignment, reference, port)
+        divergences = judge(rows, alignment, reference, port, axis_words=case.axis_words)
         divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
         notes += [healed] if healed else []
         lone = lone_states(alignment, reference, port)

@@ -243,6 +243,12 @@ def _angle(v: View) -> Named | None:
         return Named(
             class_id, f"{what}: {op.name} with {name} {number(theirs)} instead of {number(ours)}{at(op)}", False
         )
+    if v.only is not None and v.only[1] == ["add"] and len(v.only[2][0].inputs) == 1:
+        op = v.only[2][0]
+        return Named(
+            "P2",
+            f"positions are offset: {op.name} of {number(op.scalars.get('other'))} is {v.only[0]} by the port{at(op)}",
+        )
     if v.only is not None and v.only[1] == ["neg"]:
         return Named("P7", f"the rotation has the opposite sign: neg is {v.only[0]} by the port{at(v.only[2][0])}")
     return None
@@ -320,12 +326,14 @@ def _only(v: View) -> Named | None:
 
 
 def _twice(v: View, op: Op) -> bool:
-    """Tell whether another operation of the port already took the same operands."""
-    others = [o for o in v.port.ops if o is not op and o.name == op.name]
-    return any(
-        any(a.shape == b.shape and bool((a == b).all()) for a in op.inputs for b in o.inputs if a.numel() > 1)
-        for o in others
-    )
+    """Tell whether one of the operands went into an operation of this name on the way to the other one before."""
+    graph, i = v.port, v.edit.port.places[v.edit.port.ops.index(op)]
+    given = graph.inputs[i]
+    for u in given if len(given) == 2 else ():
+        other = given[1 - given.index(u)]
+        if any(graph.ops[j].name == op.name and u in graph.inputs[j] for j in graph.cone(other)):
+            return True
+    return False
 
 
 def _constant(v: View) -> Named | None:

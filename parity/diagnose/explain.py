@@ -86,7 +86,7 @@ def _edits(
             return [], None
         proof = verify(case, setting, runs, found.explanation, inject, limits)
         return causes_of(found, evidence, proof), line_of(found)
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
+    except Exception as error:
         _log.info("the search for edits raised at %s: %s: %s", evidence.site, type(error).__name__, error)
         return [], None
 

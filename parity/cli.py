@@ -322,17 +322,35 @@ def nonfinite(
 
 
 @app.command()
+def quant(
+    target: Annotated[str, typer.Argument(help="package.module:callable that returns (model, inputs).")],
+    limit: Annotated[float, typer.Option("--limit", help="Relative L2 error that the output may have.")] = 0.01,
+    bits: Annotated[int, typer.Option("--bits", help="Bits of a weight.")] = 8,
+    order: Annotated[str, typer.Option("--order", help="fp32: product in float32; after: scale behind it.")] = "fp32",
+    top: Annotated[int, typer.Option("--top", help="Layers to print.")] = 20,
+    as_json: JsonOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="SVG file of the ranking.")] = None,
+) -> int:
+    """Quantise the weights of every Linear: cost of each layer, and which to leave out."""
+    from parity.lab.quant import quant_command
+
+    return quant_command(target, limit, bits, order, top, as_json, plot, _OUT)
+
+
+@app.command()
 def gauntlet(
     names: Annotated[list[str] | None, typer.Argument(metavar="SYSTEM...", help="Systems (default: all).")] = None,
     only: Annotated[str, typer.Option("--only", help="Regular expression for fault and variation names.")] = ".*",
     jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
     as_json: JsonOption = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the score table as Markdown.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Page whose sections of score tables are replaced.")
+    ] = None,
     cases: CasesOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a fault.")] = False,
 ) -> int:
     """Run every fault and every variation; print the score table."""
-    from parity.lab.gauntlet import gauntlet_command
+    from parity.lab.gauntlet_command import gauntlet_command
 
     return gauntlet_command(list(names or []), only, jobs, as_json, markdown, cases, _OUT, _ERR, verbose)
 
@@ -347,12 +365,23 @@ def mutants(
     seed: Annotated[int, typer.Option("--seed", help="Which edits are drawn.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes.")] = 1,
     as_json: JsonOption = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the score tables as Markdown.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Page whose section of score tables is replaced.")
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option("--fit", help="Run nothing: fit confidences on a JSON of the tuning half, print the table."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a mutant.")] = False,
 ) -> int:
     """Edit the source of other people's models, one small bug at a time; print what is found, placed, named and proven."""
     from parity.lab.mutation.command import mutants_command
 
+    if fit is not None:
+        from parity.lab.mutation.fit import as_source, fitted
+
+        print(as_source(fitted(fit)))
+        return 0
     return mutants_command(half, family, count, seed, jobs, as_json, markdown, verbose, _OUT, _ERR)
 
 

@@ -47,7 +47,8 @@ class Expectation:
 
     site: regular expression for the first diverging site (full match); coords: the coordinates that must agree; modules: regular
     expressions of which one must match the culprit module; classes: bug class ids that are a right answer (the first is the best one).
-    reason: why it differs from the specification, where it does. lines: where the code of the defect is, "file:first-last".
+    reason: why it differs from the specification, where it does. lines: where the code of the defect is, "file:first-last" for each
+        place, separated by spaces; empty for a defect in weights or settings.
     """
 
     site: str

@@ -118,6 +118,9 @@ def run(
             "--isolate/--no-isolate", help="Also compare every site alone, in float64 on the reference's values."
         ),
     ] = True,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Run the port without a reference and judge the case's invariants.")
+    ] = False,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Run on a real checkpoint instead of tiny random weights.")
     ] = None,
@@ -141,7 +144,9 @@ def run(
     if not jobs:
         raise CaseError("no cases to run (see parity list)")
     del choose_cases, Job
-    outcome = run_jobs(jobs, isolate=isolate, zoom=zoom, html=html, save=save, console=None if quiet else _ERR)
+    outcome = run_jobs(
+        jobs, isolate=isolate, alone=alone, zoom=zoom, html=html, save=save, console=None if quiet else _ERR
+    )
     if not quiet:
         from parity.report.text import failure_message, summary_table
 
@@ -375,14 +380,14 @@ def mutants(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a mutant.")] = False,
 ) -> int:
     """Edit the source of other people's models, one small bug at a time; print what is found, placed, named and proven."""
-    from parity.lab.mutation.command import mutants_command
+    from parity.lab.mutation.command import Draw, mutants_command
 
     if fit is not None:
         from parity.lab.mutation.fit import as_source, fitted
 
         print(as_source(fitted(fit)))
         return 0
-    return mutants_command(half, family, count, seed, jobs, as_json, markdown, verbose, _OUT, _ERR)
+    return mutants_command(Draw(half, family, count, seed, jobs), as_json, markdown, verbose, _OUT, _ERR)
 
 
 @app.command()
@@ -413,11 +418,19 @@ def video(
 
 @app.command()
 def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SYSTEM]...", help="Time a system's port against its reference.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option("--repeats", help="Interleaved repetitions; the median counts.")] = 5,
     as_json: JsonOption = None,
+    cases: CasesOption = None,
 ) -> int:
-    """Measure the cost of capturing and comparing on this machine, against the plain run."""
+    """Measure the cost of capturing and comparing on this machine, against the plain run; or a system's port against its reference."""
+    if names:
+        from parity.lab.bench_system import bench_systems
+
+        return bench_systems(names, repeats, as_json, cases, _OUT)
     from parity.lab.bench import bench_command
 
     return bench_command(device, repeats, as_json, _OUT)
@@ -531,6 +544,15 @@ def _golden_line(report: Any) -> str:
         text += f", worst {worst.name}: max abs {worst.absolute:.2e}, rel {worst.relative:.2e}"
     if report.omitted:
         text += f", {len(report.omitted)} omitted with reason"
+    if report.relations:
+        wrong = [r.stage for r in report.relations if not r.ok]
+        equal = [r.stage for r in report.relations if r.ok and r.found == "equal"]
+        text += (
+            f"; the sides relate as stated at {len(report.relations) - len(wrong)} of {len(report.relations)} stages"
+        )
+        text += (f", equal bits at {', '.join(equal)}" if equal else "") + (
+            f", NOT at {', '.join(wrong)}" if wrong else ""
+        )
     return text + (f", {len(report.missing)} NOT PRODUCED" if report.missing else "")
 
 
@@ -541,6 +563,9 @@ def _print_golden_details(report: Any) -> None:
         _OUT.print(
             f"       {check.name}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}", markup=False
         )
+    for r in report.relations:
+        mark = "as stated" if r.ok else "NOT AS STATED"
+        _OUT.print(f"       {r.stage}: stated {r.stated}, found {r.found} ({mark})", markup=False, soft_wrap=True)
     for reason in dict.fromkeys(report.omitted.values()):
         count = sum(r == reason for r in report.omitted.values())
         _OUT.print(f"       omitted: {count} values ({reason})", markup=False, soft_wrap=True)
@@ -561,6 +586,7 @@ def _golden_json(report: Any) -> dict[str, Any]:
             "omitted": dict(report.omitted),
             "failures": [c.__dict__ for c in report.checks if not c.ok],
             "worst": report.worst.__dict__ if report.worst else None,
+            "relations": [r.__dict__ for r in report.relations],
         }
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from parity.capture.probes import Probe
+from parity.case.invariants import Invariant
 from parity.trace import Trace
 from parity.trace.names import NameMap
 
@@ -98,6 +99,8 @@ class Case:
     allow_unaligned: sites that have no counterpart, with the reason (regular expression -> reason), on either side.
     allow_dtypes: sites that the port may keep in a coarser dtype than the reference does in a half-precision run, with the reason.
     axes: the coordinates' axes in nesting order.
+    axis_words: what the axes of a mask are called, in the order in which they are spoken (regular expression for sites -> name -> axis): a difference
+        there is said in words.
     """
 
     system: str
@@ -111,8 +114,10 @@ class Case:
     axes: tuple[str, ...] = ()
     allow_unaligned: Mapping[str, str] = field(default_factory=dict)
     allow_dtypes: Mapping[str, str] = field(default_factory=dict)
+    axis_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     frames: Callable[[Trace], Any] | None = None  # frames [F,H,W,3] uint8 from a trace, for pictures
     quirks: tuple[str, ...] = ()  # accepted differences, with reason; printed as notes
+    invariants: tuple[Invariant, ...] = ()  # what must hold of the port's run, with or without a reference
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
 
     @property
@@ -128,14 +133,26 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Relation:
+    """What a golden of both sides states of the two at one stage, and what was found ("equal" means equal bits)."""
+
+    stage: str
+    stated: str
+    found: str
+    ok: bool
+
+
+@dataclass(frozen=True)
 class GoldenRun:
     """What running a golden's entry gave.
 
-    outputs: by the golden's output names. acts: by the golden's activation names, as many as can be produced.
+    outputs: by the golden's output names. acts: by the golden's activation names, as many as can be produced. relations: of the two sides
+    of a pair, as computed here.
     """
 
     outputs: Mapping[str, torch.Tensor]
     acts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    relations: tuple[Relation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,6 +199,16 @@ class GoldenEntry:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """The same work on both sides, to be timed. Each builds what it needs and returns what is to be run."""
+
+    name: str
+    text: str
+    reference: Callable[[], Callable[[], Any]]
+    port: Callable[[], Callable[[], Any]]
+
+
+@dataclass(frozen=True)
 class System:
     """One system: its cases, faults, variations and golden entries. A `case.py` in a cases folder defines `SYSTEM`."""
 
@@ -191,6 +218,7 @@ class System:
     faults: tuple[Fault, ...] = ()
     variations: tuple[Variation, ...] = ()
     goldens: tuple[GoldenEntry, ...] = ()
+    benches: tuple[Bench, ...] = ()  # for `parity bench SYSTEM`
     # Cases made from real checkpoints: path -> cases (for `parity run SYSTEM --weights PATH`).
     from_weights: Callable[[Any], Sequence[Case]] | None = None
 

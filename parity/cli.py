@@ -338,6 +338,25 @@ def gauntlet(
 
 
 @app.command()
+def mutants(
+    half: Annotated[
+        str, typer.Option("--half", help="Families to try: tuning, held (never tuned on), or both when left out.")
+    ] = "",
+    family: Annotated[str, typer.Option("--family", help="One family of models.")] = "",
+    count: Annotated[int, typer.Option("--n", min=1, help="Mutants in all, spread over the families.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="Which edits are drawn.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes.")] = 1,
+    as_json: JsonOption = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the score tables as Markdown.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a mutant.")] = False,
+) -> int:
+    """Edit the source of other people's models, one small bug at a time; print what is found, placed, named and proven."""
+    from parity.lab.mutation.command import mutants_command
+
+    return mutants_command(half, family, count, seed, jobs, as_json, markdown, verbose, _OUT, _ERR)
+
+
+@app.command()
 def video(
     reference: Annotated[Path, typer.Argument(help="Clip or frame folder of the reference.")],
     port: Annotated[Path, typer.Argument(help="Clip or frame folder of the port.")],

@@ -156,11 +156,15 @@ class Golden:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A value agrees when max|p − r| <= absolute or ‖p − r‖/‖r‖ <= relative; `exact` asks for equal bits (integers always are exact)."""
+    """A value agrees when max|p − r| <= absolute or ‖p − r‖/‖r‖ <= relative; `exact` asks for equal bits.
+
+    Integers always are exact, or within `levels` (bytes of a picture behind a truncation).
+    """
 
     absolute: float = 1e-5
     relative: float = 1e-5
     exact: bool = False
+    levels: int = 0
 
 
 @dataclass(frozen=True)

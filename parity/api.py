@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.align.results import fit_results
 from parity.align.traces import align
 from parity.capture.environment import environment_differences
 from parity.capture.probes import Probe
 from parity.case import Case, Setting
 from parity.compare.floors import FIXED, Floors
 from parity.compare.measure import measure
-from parity.compare.returned import known_rules
+from parity.compare.returned import judge_results, known_rules, lone_results
 from parity.compare.verdict import judge
 from parity.diagnose import diagnose as _diagnose
 from parity.diagnose.evidence import Evidence
@@ -24,7 +25,7 @@ from parity.errors import CaseError, ParityFailure, SideError, TraceError
 from parity.locate.first import first_divergence, owner
 from parity.locate.nonfinite import find_nonfinite
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
-from parity.run.given import Model, dtype_of, pair_of_inputs, side_of
+from parity.run.given import Arguments, Model, dtype_of, pair_of_inputs, side_of
 from parity.run.side import grafting, run_side
 from parity.trace import Trace
 from parity.trace.names import NameMap, load_names, parse_names
@@ -74,12 +75,13 @@ def check(
     excused = dict.fromkeys(relax, "as asked for")
     if dtypes[0] != dtypes[1]:
         excused |= {"dtype": f"the weights are {dtypes[0]} (reference), {dtypes[1]} (port)".replace("torch.", "")}
+    ours = Arguments(left)
     case = Case(
         system="check",
         name=label,
         text="two modules",
-        reference=side_of(reference, left, probes),
-        port=side_of(port, right, port_probes or probes),
+        reference=side_of(reference, ours, probes),
+        port=side_of(port, ours if right is left else Arguments(right), port_probes or probes),
         inputs=lambda setting: None,
         names=_names(names),
         allow_dtypes={".*": "two models given as they are: their dtypes are their own"},
@@ -131,12 +133,19 @@ def compare(
     """
     from parity.pipeline import cover, verdict_of
 
+    if rtol is not None:
+        _limit("rtol", rtol)
+    _limit("atol", atol)
+    _share("allow_unaligned", allow_unaligned)
     for side, trace in (("reference", reference), ("port", port)):
         if not len(trace):
             raise TraceError(f"the {side} trace holds no record")
-    alignment = align(reference, port, names, by_value=by_value)
-    rows = measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol))
-    divergences = judge(rows, alignment, reference, port)
+    port = fit_results(reference, port)
+    alignment, ends, said = lone_results(align(reference, port, names, by_value=by_value), reference, port)
+    rows, others = judge_results(
+        measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol)), alignment
+    )
+    divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends], key=lambda d: d.order)
     coverage = cover(alignment, reference, port, rows)
     first = first_divergence(divergences)
     complete = reference.manifest.complete and port.manifest.complete
@@ -157,7 +166,7 @@ def compare(
         culprits=(culprit,) if culprit else (),
         rows=tuple(rows),
         environment=_environment(reference, port),
-        notes=(*_order_notes(reference, port), *_unmeasured_notes(rows), *alignment.notes),
+        notes=(*_order_notes(reference, port), *_unmeasured_notes(rows), *alignment.notes, *said),
         case=label,
         system=reference.manifest.system,
         command="parity compare REFERENCE PORT --map names.yaml",

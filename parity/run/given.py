@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,27 +28,37 @@ class Arguments:
     def __init__(self, inputs: Any) -> None:
         self._given = _kept(split_inputs(inputs))
 
-    def fresh(self, setting: Setting) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = _fresh(self._given, {})
-        return args, kwargs
+    def fresh(self, setting: Setting) -> Any:
+        return _fresh(self._given, {})
 
 
-class _Items(list[Any]):
+@dataclass
+class _Items:
     """What an iterator held: each run gets an iterator over it."""
+
+    values: list[Any]
 
 
 def _kept(value: Any) -> Any:
     """Read iterators once, so that the second run finds what the first one found."""
     if isinstance(value, Iterator):
-        return _Items(_kept(v) for v in value)
+        return _Items([_kept(v) for v in value])
     if type(value) in (list, tuple):
         return type(value)(_kept(v) for v in value)
     return {k: _kept(v) for k, v in value.items()} if type(value) is dict else value
 
 
+def _opened(value: Any) -> Any:
+    if isinstance(value, _Items):
+        return iter([_opened(v) for v in value.values])
+    if type(value) in (list, tuple):
+        return type(value)(_opened(v) for v in value)
+    return {k: _opened(v) for k, v in value.items()} if type(value) is dict else value
+
+
 def _fresh(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, _Items):
-        return iter([_fresh(v, memo) for v in value])
+        return _Items([_fresh(v, memo) for v in value.values])
     if isinstance(value, torch.Generator):
         twin = torch.Generator(value.device)
         return twin.set_state(value.get_state())
@@ -70,17 +81,16 @@ def _fresh(value: Any, memo: dict[int, Any]) -> Any:
         ) from None
 
 
-def side_of(model: Model, inputs: Any, probes: Probes | None) -> Side:
+def side_of(model: Model, arguments: Arguments, probes: Probes | None) -> Side:
     """Wrap a given model: every run gets a copy of it, or the model itself, put back as it was, where it cannot be copied."""
     function, module = model if isinstance(model, tuple) else (None, model)
-    arguments = Arguments(inputs)
     alone = _copy(module) is None
 
     def build(setting: Setting) -> nn.Module:
         return module if alone else _copied(module)
 
     def run(current: nn.Module, given: Any) -> Any:
-        args, kwargs = given
+        args, kwargs = _opened(given)
         with kept_as_it_is(current) if current is module else _nothing():
             return function(current, *args, **kwargs) if function is not None else current(*args, **kwargs)
 

@@ -96,7 +96,10 @@ def drowned_places(r: Tensor) -> Tensor | None:
 
 def _is_peaked(size: Tensor) -> bool:
     """Tell cheaply whether a hundredth of the elements can hold the whole norm: the largest is far above the usual."""
-    return size.numel() >= 8 and float(size.max()) ** 2 >= 0.9 * min(size.numel(), 100) * float(size.square().mean())
+    if size.numel() < 8:
+        return False
+    largest = float(size.max())
+    return largest * largest >= 0.9 * min(size.numel(), 100) * float(size.square().mean())
 
 
 def broadcast(r: Tensor, p: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -178,6 +181,13 @@ def _class_of(value: Tensor) -> str:
     return "complex" if value.is_complex() else "float" if value.is_floating_point() else str(value.dtype == torch.bool)
 
 
+def _decibels(signal: float, noise: float) -> float:
+    """Return 20 log10(signal / noise); infinite without noise, and where a norm is too large for a number."""
+    if not (signal > 0 and noise > 0 and math.isfinite(signal) and math.isfinite(noise)):
+        return math.inf
+    return 20 * (math.log10(signal) - math.log10(noise))
+
+
 def _is_picture(record: Record) -> bool:
     """Tell whether a record holds bytes that were rounded from values: a tie may fall to the other side."""
     return record.kind == "frame" and record.dtype == "uint8"
@@ -207,7 +217,7 @@ def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors
         norm_d = float(torch.linalg.vector_norm(d))
     norm_r, norm_p = float(torch.linalg.vector_norm(wr)), float(torch.linalg.vector_norm(wp))
     whole = max(norm_r, scale) or norm_p
-    error = norm_d / whole if whole > 0 else 0.0
+    error = norm_d / whole if 0 < whole < math.inf else math.inf if whole and norm_d else 0.0
     if float(wr.min()) <= HIDDEN or _is_peaked(wr.abs()):
         error = max(error, error_of(wp, wr, scale))
     rms = whole / math.sqrt(wr.numel())
@@ -220,7 +230,7 @@ def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors
         error=error,
         max_abs=max_abs,
         cosine=float(wr.dot(wp)) / (norm_r * norm_p) if norm_r > 0 and norm_p > 0 else float(norm_r == norm_p),
-        sqnr_db=20 * math.log10(whole / norm_d) if norm_d > 0 and whole > 0 else math.inf,
+        sqnr_db=_decibels(whole, norm_d),
         ulp=max_abs / (rms * unit) if rms > 0 else 0.0,
         over=float((size > row.floor * (wr.abs() + rms)).double().mean()) if diverged else 0.0,
         bitwise=norm_d == 0 and not any(counts) and r.dtype == p.dtype,

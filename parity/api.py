@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.align.gradients import with_parameter_rules, without_gradients
 from parity.align.results import fit_results
 from parity.align.traces import align
 from parity.capture.environment import environment_differences
@@ -25,7 +26,8 @@ from parity.errors import CaseError, ParityFailure, SideError, TraceError
 from parity.locate.first import first_divergence, owner
 from parity.locate.nonfinite import find_nonfinite
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
-from parity.run.given import Arguments, Model, dtype_of, pair_of_inputs, side_of
+from parity.run.backward import with_backward
+from parity.run.given import Arguments, Model, dtype_of, module_of, pair_of_inputs, side_of
 from parity.run.side import grafting, run_side
 from parity.trace import Trace
 from parity.trace.names import NameMap, load_names, parse_names
@@ -50,6 +52,7 @@ def check(
     relax: Sequence[str] = (),
     label: str = "check",
     zoom: str = "",
+    backward: bool = False,
 ) -> Result:
     """Run two implementations on the same inputs and tell whether the port computes what the reference computes.
 
@@ -62,6 +65,8 @@ def check(
     allow_unaligned: share of the reference's sites that may stay without a partner.
     relax: rules of "the same result" (docs/floors.md) that do not hold here: "names", "extra", "missing", "dtype", "empty", "left".
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
+    backward: also go backward, from the loss that is returned or from the same random cotangents on both sides, and compare the gradients of every
+        module's outputs, inputs and parameters; a function that takes training steps itself is compared in what its optimisers get and leave.
 
     >>> parity.check(official, mine, (x, t)).verdict
     'match'
@@ -89,8 +94,12 @@ def check(
     )
     setting = Setting(dtype=dtypes[0])
     notes: tuple[str, ...] = ()
+    if backward:
+        case = replace(case, reference=with_backward(case.reference), port=with_backward(case.port))
     if names is None:
         case, notes = _with_inferred_names(case, setting)
+    if backward:
+        case = replace(case, names=with_parameter_rules(case.names, module_of(reference), module_of(port)))
     result, _ = run_case(
         case,
         setting,
@@ -261,12 +270,20 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, tuple[str,
         reference, port = (run_side(case, which, setting) for which in ("reference", "port"))
 
     def rerun(names: NameMap) -> Trace:
-        return run_side(
-            replace(case, names=names), "port", setting, upcast=upcast, override=grafting(reference.trace)
-        ).trace
+        again = replace(case, names=names)
+        return without_gradients(
+            run_side(again, "port", setting, upcast=upcast, override=grafting(reference.trace)).trace
+        )
 
     ref_modules, port_modules = case.reference.modules(reference.model), case.port.modules(port.model)
-    names, notes = infer_names(reference.trace, port.trace, ref_modules[""], port_modules[""], rerun, tolerance)
+    names, notes = infer_names(
+        without_gradients(reference.trace),
+        without_gradients(port.trace),
+        ref_modules[""],
+        port_modules[""],
+        rerun,
+        tolerance,
+    )
     return replace(case, names=names), notes
 
 

@@ -322,6 +322,22 @@ def nonfinite(
 
 
 @app.command()
+def quant(
+    target: Annotated[str, typer.Argument(help="package.module:callable that returns (model, inputs).")],
+    limit: Annotated[float, typer.Option("--limit", help="Relative L2 error that the output may have.")] = 0.01,
+    bits: Annotated[int, typer.Option("--bits", help="Bits of a weight.")] = 8,
+    order: Annotated[str, typer.Option("--order", help="fp32: product in float32; after: scale behind it.")] = "fp32",
+    top: Annotated[int, typer.Option("--top", help="Layers to print.")] = 20,
+    as_json: JsonOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="SVG file of the ranking.")] = None,
+) -> int:
+    """Quantise the weights of every Linear: cost of each layer, and which to leave out."""
+    from parity.lab.quant import quant_command
+
+    return quant_command(target, limit, bits, order, top, as_json, plot, _OUT)
+
+
+@app.command()
 def gauntlet(
     names: Annotated[list[str] | None, typer.Argument(metavar="SYSTEM...", help="Systems (default: all).")] = None,
     only: Annotated[str, typer.Option("--only", help="Regular expression for fault and variation names.")] = ".*",

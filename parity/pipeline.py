@@ -19,13 +19,14 @@ from parity.case import Case, Fault, Setting, Variation
 from parity.compare import floors as floors_
 from parity.compare.benign import excuse_masks, excuse_permutations, is_rounding, is_roundoff
 from parity.compare.floors import Floors
+from parity.compare.gradients import heal_gradients
 from parity.compare.measure import measure, own_errors
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
 from parity.compare.verdict import judge, lone_states
 from parity.diagnose.explain import explain
 from parity.errors import SideError
-from parity.locate.first import culprits, first_divergence, owner, without_echoes
+from parity.locate.first import culprits, first_divergence, owner, training_owner, without_echoes
 from parity.result import Coverage, Culprit, Divergence, Result, Row
 from parity.run.side import Inject, Runs, grafting, reseating, run_side
 from parity.trace import Trace
@@ -129,12 +130,16 @@ def run_case(
         rows = _excuse_rounding(rows, reference, port, setting, notes)
         rows, others = judge_results(rows, alignment, case.relax)
         divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends], key=lambda d: d.order)
+        divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
+        notes += [healed] if healed else []
         lone = lone_states(alignment, reference, port)
         notes += [*alignment.notes, *same, *benign]
     local: list[Divergence] = []
     if isolate and prepared.limits is not None:
         with _timed(seconds, "isolate", say):
             local, rows = _isolate(case, setting, runs, prepared.limits, rows, inject, order, notes)
+            if scaled:
+                local = [d for d in local if d.kind != "gradient"]
             divergences = _excuse_roundoff(divergences, rows, setting.dtype, notes)
     local += moved_boundaries(rows, case, setting, reference)
     if isolate:
@@ -283,7 +288,13 @@ def _conclude(
     compared = {row.key for row in rows}
     found = culprits(local, runs.precise or runs.reference, compared) if local else ()
     culprit = (
-        Culprit(owner(first, runs.reference, compared), site=first.site, coords=dict(first.coords)) if first else None
+        Culprit(
+            training_owner(first, everything, runs.reference) or owner(first, runs.reference, compared),
+            site=first.site,
+            coords=dict(first.coords),
+        )
+        if first
+        else None
     )
     return Result(
         verdict=verdict_of(everything, coverage, complete and EMPTY not in notes, allowance),  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from parity.align.gradients import stopped
 from parity.align.pairs import Alignment, Pair
 from parity.errors import CaseError
 from parity.result import format_key
@@ -109,10 +110,31 @@ def _finish(
             extra.append((record, before))
         else:
             alone_port.append(record)
+    sites = _one_to_one(pairs)
+    cut = stopped(alone_ref, sites, alone_port) | stopped(alone_port, sites, alone_ref)
+    missing += [r for r in alone_ref if r.key in cut]
+    extra += [(r, _order_before(r, port, order_of)) for r in alone_port if r.key in cut]
+    alone_ref, alone_port = ([r for r in side if r.key not in cut] for side in (alone_ref, alone_port))
     reasons: dict[str, str] = {}
     rest_ref = _apply_allowance(alone_ref, allowed, names, reasons)
     rest_port = _apply_allowance(alone_port, allowed, None, reasons)
     return Alignment(tuple(pairs), tuple(missing), tuple(extra), rest_ref, rest_port, reasons, notes)
+
+
+def _one_to_one(pairs: Sequence[Pair]) -> set[str]:
+    """Return the reference sites whose port value is theirs alone: neither a part of a fused one nor shared, and no input of such a module."""
+    uses: dict[str, set[str]] = {}
+    for p in pairs:
+        uses.setdefault(p.port.origin or p.port.site, set()).add(p.reference.site)
+    shared = {site for sites in uses.values() if len(sites) > 1 for site in sites}
+    fused = {s.partition(".in.")[0] for s in shared}
+    return {p.reference.site for p in pairs if p.reference.site.partition(".in.")[0] not in fused}
+
+
+def _order_before(record: Record, port: Trace, order_of: Mapping[str, int]) -> int:
+    """Return the order of the reference's record that the port's last paired record before this one has."""
+    earlier = port.records[: record.order]
+    return next((order_of[r.key] for r in reversed(earlier) if r.key in order_of), -1)
 
 
 def _apply_allowance(

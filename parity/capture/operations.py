@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import linecache
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,8 +180,31 @@ def read_scalars(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return found
 
 
+_CALL = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>[^\n]+)(?:\n\s*(?P<code>[^\n]*))?')
+
+
+def forward_frames() -> tuple[Frame, ...] | None:
+    """In a backward pass, return the calls that made the node that is running, innermost first; None in a forward pass.
+
+    torch keeps them in anomaly mode alone (`run_side` switches it on where operations are logged).
+    """
+    node = torch._C._current_autograd_node()
+    if node is None:
+        return None
+    metadata: Any = node.metadata
+    calls = [call for text in metadata.get("traceback_", ()) if (call := _CALL.search(text)) is not None]
+    return tuple(
+        Frame(f"{c['file']}:{c['line']}", (c["code"] or "").strip(), f"{c['file']}:{c['name']}")
+        for c in reversed(calls)
+        if not c["file"].startswith(_SKIPPED)
+    )
+
+
 def source_line() -> tuple[str, str] | None:
     """Return file:line and text of the innermost frame outside torch; None when parity itself is at work."""
+    made = forward_frames()
+    if made:
+        return made[0].source, made[0].code
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -193,7 +217,10 @@ def source_line() -> tuple[str, str] | None:
 
 
 def frames_around(most: int = 24) -> tuple[Frame, ...]:
-    """Return the calls on the stack outside torch and parity, innermost first."""
+    """Return the calls on the stack outside torch and parity, innermost first; in a backward pass those of the forward pass."""
+    made = forward_frames()
+    if made:
+        return made[:most]
     found: list[Frame] = []
     frame = sys._getframe(1)
     while frame is not None and len(found) < most:

@@ -1,6 +1,6 @@
 """What is seen of a running model, declared beside the case. The model has no line for it.
 
-Four kinds: `Modules` (inputs and outputs of modules), `Function` (a free function or method), `State` (something read at a moment) and `Scope` (a
+Five kinds: `Modules` (inputs and outputs of modules), `Gradients` (of the same, in the backward pass), `Function` (a free function or method), `State` (something read at a moment) and `Scope` (a
 function whose calls count an axis).
 """
 
@@ -53,6 +53,22 @@ class Modules:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """Gradients of the modules below `root` and of their parameters, and what training steps change. List it behind `Modules` of the same root.
+
+    The run must call backward itself. Sites are those of `Modules` with `.grad` behind them: see `parity.capture.gradients`.
+    """
+
+    root: nn.Module
+    name: str = ""
+    prefix: str = ""
+
+    @property
+    def root_name(self) -> str:
+        return self.name or root_label(child for child, _ in self.root.named_children())
+
+
+@dataclass(frozen=True)
 class Function:
     """Arguments and results of `getattr(owner, name)`, wrapped while the capture lasts.
 
@@ -96,7 +112,7 @@ class Scope:
     index: Callable[[Call], int] | None = None
 
 
-Probe = Modules | Function | State | Scope
+Probe = Modules | Gradients | Function | State | Scope
 
 
 def describe(probes: Sequence[Probe]) -> list[str]:
@@ -105,6 +121,8 @@ def describe(probes: Sequence[Probe]) -> list[str]:
     for probe in probes:
         if isinstance(probe, Modules):
             lines.append(f"modules {probe.prefix}{probe.pattern}")
+        elif isinstance(probe, Gradients):
+            lines.append(f"gradients {probe.prefix}")
         else:
             owner = getattr(probe.owner, "__name__", type(probe.owner).__name__)
             lines.append(f"{type(probe).__name__.lower()} {owner}.{probe.name}")

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from parity.capture import nested
-from parity.capture.probes import Call, Function, Modules, Probe, Scope, State
+from parity.capture.gradients import GradientHooks, Stand
+from parity.capture.probes import Call, Function, Gradients, Modules, Probe, Scope, State
 from parity.capture.returned import BUFFERS, Watch, plain, read_returned
 from parity.errors import CaseError
 from parity.result import format_key
@@ -76,12 +77,16 @@ class Recorder:
         self._stack = ExitStack()
         self._paused = 0
         self._returned = ""  # where the code begins whose result is being recorded
+        self._gradients = [GradientHooks(p, self, _argument_names) for p in self.probes if isinstance(p, Gradients)]
 
     def __enter__(self) -> Recorder:
         try:
             for probe in self.probes:
                 if isinstance(probe, Modules):
                     self._attach_modules(probe)
+            for gradients in self._gradients:
+                self._stack.callback(gradients.close)
+                gradients.attach()
             for owner, name, group in _by_target(self.probes):
                 self._stack.callback(_wrap(owner, name, _untraced(functools.partial(self._around, group))))
         except BaseException:
@@ -90,14 +95,20 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stack.close()
+        try:
+            for gradients in self._gradients if kind is None else ():
+                gradients.finish()
+        finally:
+            self._stack.close()
         self.trace = self.trace.with_manifest(complete=kind is None)
 
     # -- records ------------------------------------------------------------------------------------------------------
 
-    def record(self, site: str, value: Tensor, kind: str, role: str) -> Tensor | None:
-        """Write one tensor down; return its replacement in the run, or None."""
-        if self._paused or _is_fake(value):
+    def record(
+        self, site: str, value: Tensor, kind: str, role: str, coords: Mapping[str, int] | None = None
+    ) -> Tensor | None:
+        """Write one tensor down; return its replacement in the run, or None. coords: where it belongs, if not to this moment."""
+        if self._paused or _is_fake(value) or (role in ("in", "out") and _going_backward()):
             return None
         if value.layout is not torch.strided or value.is_quantized or value.is_nested:
             with self._pause():
@@ -105,8 +116,10 @@ class Recorder:
         replaced: Tensor | None = None
         for target in self.names.targets(site) or ():
             current = value if replaced is None else replaced
-            new = self._record_target(target, site, current, kind, role)
+            new = self._record_target(target, site, current, kind, role, coords)
             replaced = replaced if new is None else new
+        if replaced is not None and value.requires_grad and torch.is_grad_enabled():
+            return cast(Tensor, Stand.apply(value, replaced))
         return replaced
 
     def record_end(self, result: Any, left: Watch | None = None, number: torch.dtype = torch.float32) -> None:
@@ -125,13 +138,15 @@ class Recorder:
         targets = self.names.targets(path) if site.startswith(BUFFERS) and path else None
         return f"{BUFFERS}.{targets[0].site}.{name}" if targets else site
 
-    def _record_target(self, target: Target, origin: str, value: Tensor, kind: str, role: str) -> Tensor | None:
+    def _record_target(
+        self, target: Target, origin: str, value: Tensor, kind: str, role: str, where: Mapping[str, int] | None
+    ) -> Tensor | None:
         layout = target.layout
         try:
             seen = target.to_reference(value)
         except Exception:  # the pattern does not fit this value: record it as it is and let the shapes speak
             seen, layout = value, f"{target.layout} (does not fit)"
-        coords = self._coords(target.site)
+        coords = self._coords(target.site) if where is None else dict(where)
         keep = self.keep(target.site, coords)
         with self._pause():
             tensor = seen.detach().clone(memory_format=torch.contiguous_format) if keep else None
@@ -173,7 +188,7 @@ class Recorder:
         """Nothing the recorder itself computes is recorded, or seen by anybody's torch modes."""
         self._paused += 1
         try:
-            with torch._C.DisableTorchFunction(), _disable_current_modes():
+            with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
                 yield
         finally:
             self._paused -= 1
@@ -346,7 +361,7 @@ def _by_target(probes: Sequence[Probe]) -> Iterator[tuple[Any, str, list[Probe]]
     """Group the probes on functions by what they wrap, so that one wrapper serves all of them."""
     groups: dict[tuple[int, str], tuple[Any, str, list[Probe]]] = {}
     for probe in probes:
-        if not isinstance(probe, Modules):
+        if not isinstance(probe, (Modules, Gradients)):
             groups.setdefault((id(probe.owner), probe.name), (probe.owner, probe.name, []))[2].append(probe)
     yield from groups.values()
 
@@ -404,6 +419,11 @@ def _kind(probe: Modules, site: str, default: str) -> str:
         if re.fullmatch(pattern, site):
             return kind
     return default
+
+
+def _going_backward() -> bool:
+    """Tell whether a backward pass is running: what modules compute then, they compute again (checkpointing)."""
+    return torch._C._current_autograd_node() is not None
 
 
 def _is_fake(value: Tensor) -> bool:

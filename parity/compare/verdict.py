@@ -30,10 +30,16 @@ def judge(
             )
             sites.add(row.site)
     for record in alignment.missing:
-        found.append(_lone(record, "missing", record.order, "the port did not compute this", tier))
+        found.append(_lone(record, "missing", record.order, _why(record, "port"), tier))
     for record, order in alignment.extra:
-        found.append(_lone(record, "extra", order, "the reference did not compute this", tier))
+        found.append(_lone(record, "extra", order, _why(record, "reference"), tier))
     return sorted(found, key=lambda d: d.order)
+
+
+def _why(record: Record, side: str) -> str:
+    if record.kind == "gradient":
+        return f"no gradient arrives here in the {side}: detached, frozen, or run without gradients"
+    return f"the {side} did not compute this"
 
 
 def lone_states(alignment: Alignment, reference: Trace, port: Trace) -> list[Divergence]:

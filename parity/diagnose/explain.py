@@ -37,7 +37,7 @@ def explain(
 
     for i, (culprit, divergence) in enumerate(targets):
         window = looks.get(divergence.key, Window())
-        if i == 0 and divergence.metric in ("missing", "extra"):
+        if i == 0 and divergence.metric in ("missing", "extra") and divergence.kind != "gradient":
             window = _call_window(case, setting, runs, divergence, inject)
         culprits.append(_with_operation(culprit, divergence, window))
         evidence = gather(divergence, runs, window, culprit.module, result.rows)

@@ -7,6 +7,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from parity.result import Culprit, Divergence
 from parity.trace import Record, Trace
 
+_MOST = 0.9  # of the parameters: a few may have no gradient, or one that is clipped to nothing
+
 
 def first_divergence(divergences: Sequence[Divergence]) -> Divergence | None:
     """Return the earliest divergence in the reference's order."""
@@ -25,7 +27,35 @@ def owner(divergence: Divergence, reference: Trace, compared: Container[str] | N
         return divergence.module or divergence.site
     if compared is not None and record.role == "in":
         record = _maker(record, reference, compared)
+    if record.role == "gradient" and divergence.metric == "missing" and ".in." in record.site:
+        return _caller(record, reference)  # what is handed to a module without its history is handed so by the caller
     return record.module or record.site.partition(".in.")[0]
+
+
+def training_owner(first: Divergence, divergences: Sequence[Divergence], reference: Trace) -> str:
+    """Return the root's name when all that a training step takes or leaves diverges at once: then the step did it, no module. Else nothing."""
+    record = reference.get(first.key)
+    if record is None or record.role != "parameter" or ".in." in record.site:
+        return ""
+    ending = record.site.rpartition(".")[2]
+    alike = [r for r in reference if r.role == "parameter" and r.coords == record.coords and r.site.endswith(ending)]
+    alike = [r for r in alike if ".in." not in r.site and r.site.partition(".")[0] == record.site.partition(".")[0]]
+    wrong = {d.key for d in divergences}
+    if len({r.module for r in alike}) < 2 or sum(r.key in wrong for r in alike) < _MOST * len(alike):
+        return ""
+    return next((r.module for r in reference if r.role == "gradient" and ".in." not in r.site), record.module)
+
+
+def _caller(record: Record, reference: Trace) -> str:
+    """Return the innermost recorded module around the one whose input a gradient is of."""
+    known, module = {r.module for r in reference} | set(reference.sites()), record.site.partition(".in.")[0]
+    while "." in module:
+        module = module.rpartition(".")[0]
+        if module in known:
+            return module
+    return next(
+        (r.module for r in reference if r.module and "." not in r.module and r.module != record.module), record.module
+    )
 
 
 def _maker(record: Record, reference: Trace, compared: Container[str]) -> Record:

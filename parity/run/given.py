@@ -17,6 +17,7 @@ from parity.capture.probes import Modules, Probe
 from parity.capture.upcast import upcast_copy
 from parity.case import Setting, Side
 from parity.errors import CaseError, SideError
+from parity.run.backward import asking_for_gradients
 
 Model = nn.Module | tuple[Callable[..., Any], nn.Module]
 Probes = Callable[[Any], Sequence[Probe]]
@@ -91,6 +92,8 @@ def side_of(model: Model, arguments: Arguments, probes: Probes | None) -> Side:
 
     def run(current: nn.Module, given: Any) -> Any:
         args, kwargs = _opened(given)
+        if torch.is_grad_enabled():
+            args, kwargs = asking_for_gradients((args, kwargs))
         with kept_as_it_is(current) if current is module else _nothing():
             return function(current, *args, **kwargs) if function is not None else current(*args, **kwargs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from parity.capture import nested
 from parity.capture.environment import describe_environment
 from parity.capture.module_state import ModuleState, own_state, states_of
 from parity.capture.operations import WindowsClosed
-from parity.capture.probes import Modules, Probe
+from parity.capture.probes import Gradients, Modules, Probe
 from parity.capture.recorder import Override, Recorder
 from parity.capture.returned import Watch
 from parity.capture.upcast import keep_double, upcast_in_place
@@ -98,8 +99,14 @@ def run_side(
                 stack.enter_context(keep_double())
                 stack.enter_context(_eagerly())
             doing = f"{case.label}: running the {which}" + (" in float64" if upcast else "")
+            probes = side.probes(model)
+            trains = any(isinstance(probe, Gradients) for probe in probes)
+            if trains and around is not None:  # the lines of a backward pass are those of the forward pass
+                stack.enter_context(torch.autograd.set_detect_anomaly(True, check_nan=False))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", message="Error detected in")  # the run stops at the last window
             recorder = Recorder(
-                side.probes(model),
+                probes,
                 keep=keep,
                 digests=digests,
                 names=case.names if which == "port" else NameMap(),
@@ -118,7 +125,7 @@ def run_side(
                 ),
             )
             left = Watch(inputs, side.modules(model))
-            with torch.no_grad(), suppress(WindowsClosed), recorder:
+            with torch.set_grad_enabled(trains), suppress(WindowsClosed), recorder:
                 with around or nullcontext():
                     result = side.run(model, inputs)
                     result = list(result) if isinstance(result, Iterator) else result

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,28 @@ class NameMap:
                 )
             first = found.expand(rule.reference) if rule.reference else site
             return tuple(Target(name, rule.layout, rule.sizes) for name in (first, *map(found.expand, rule.also)))
-        return (Target(site),)
+        return self._gradient_targets(site) or (Target(site),)
+
+    def _gradient_targets(self, site: str) -> tuple[Target, ...]:
+        """A gradient lies where its value lies; that of a parameter, or what a step makes of it, where its module lies."""
+        value, dot, suffix = site.rpartition(".")
+        if suffix not in ("grad", "after") or not value:
+            return ()
+        found = self.targets(value) or ()
+        into, inside, _ = value.partition(".in.")
+        homes = {target.site for target in self.targets(into) or ()}
+        if any(
+            (".in." in target.site) != bool(inside) or (inside and homes != {target.site.partition(".in.")[0]})
+            for target in found
+        ):
+            return (Target(f"port:{site}"),)  # an equal value elsewhere; what parts get together is the share of none
+        if found != (Target(value),):
+            return tuple(replace(target, site=f"{target.site}.{suffix}") for target in found)
+        module, dot, own = value.rpartition(".")
+        places = self.targets(module) if dot else ()
+        if not places or any(target.of > 1 for target in places) or len(places) != 1:
+            return ()
+        return (Target(f"{places[0].site}.{own}.{suffix}"),)
 
     def evidence(self) -> dict[str, str]:
         """Return reference site -> how it was aligned, for inferred maps (whose references are plain names)."""

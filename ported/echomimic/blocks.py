@@ -106,10 +106,19 @@ class FrameTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, rows: Tensor, *args: object) -> Tensor:
+    def forward(
+        self,
+        rows: Tensor,
+        audio: Tensor | None = None,
+        bank: Tensor | None = None,
+        guided: bool = False,
+        sink: dict[str, list[Tensor]] | None = None,
+    ) -> Tensor:
+        """The reference network's block is given `sink`, the denoiser's everything else."""
         n, c, h, w = rows.shape
         tokens = self.proj_in(self.norm(rows)).flatten(2).transpose(1, 2)
-        tokens = self.transformer_blocks[0](tokens, *args)
+        block = self.transformer_blocks[0]
+        tokens = block(tokens, audio, bank, guided) if sink is None else block(tokens, sink)
         return self.proj_out(tokens.transpose(1, 2).reshape(n, c, h, w).contiguous()) + rows
 
 

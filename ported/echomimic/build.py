@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 
 from ported.echomimic.networks import Denoiser, PoseEncoder, ReferenceNet
-from ported.echomimic.settings import Config
+from ported.echomimic.settings import SCHEDULER, Config
 from ported.echomimic.sound import AudioEncoder
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,6 +36,7 @@ class Networks:
     vae: AutoencoderKL
     pose_encoder: PoseEncoder
     audio_model: AudioEncoder | None = None
+    scheduler: Any = field(default_factory=lambda: DDIMScheduler.from_config(dict(SCHEDULER)))  # each run takes a copy
 
     def parts(self) -> dict[str, nn.Module]:
         """The networks by the prefix of their keys."""

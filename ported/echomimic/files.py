@@ -59,7 +59,7 @@ def write_mp4(frames: np.ndarray, path: Path, fps: int, audio: Tensor | None = N
 def mux_sound(container: av.container.OutputContainer, stream: object, audio: Tensor, rate: int) -> None:
     """Encode a waveform in pieces of 1024 samples."""
     for start in range(0, len(audio), 1024):
-        piece = np.ascontiguousarray(audio[start : start + 1024].float().numpy()[None])
+        piece = np.ascontiguousarray(audio[start : start + 1024].numpy()[None], np.float32)
         frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
         container.mux(stream.encode(frame))  # type: ignore[attr-defined]

@@ -63,7 +63,7 @@ class Level(nn.Module):
         if self.attentions is not None:
             transformer = self.attentions[j]
             if given.sink is not None:
-                rows = transformer(rows, given.sink)
+                rows = transformer(rows, sink=given.sink)
             else:
                 bank = (given.banks or {}).get(transformer.transformer_blocks[0].path)
                 rows = transformer(rows, given.audio, bank, given.guided)

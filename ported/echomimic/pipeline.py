@@ -10,6 +10,7 @@ Nothing of a request is kept on the networks, so that requests may run at the sa
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
@@ -27,7 +27,7 @@ from ported.echomimic import files, poses, sound
 from ported.echomimic.build import Networks
 from ported.echomimic.networks import Denoiser, ReferenceNet
 from ported.echomimic.nonfinite import Finding, Watch, clean, first_layer
-from ported.echomimic.settings import SCHEDULER, Settings
+from ported.echomimic.settings import Settings
 from ported.echomimic.windows import closed_windows, windows_at
 
 LATENT_LIMIT = 1.5
@@ -65,7 +65,7 @@ class Job:
 
     networks: Networks
     settings: Settings
-    scheduler: Any = field(default_factory=lambda: DDIMScheduler.from_config(dict(SCHEDULER)))
+    scheduler: Any
     watch: Watch = field(default_factory=Watch)
     progress: Callable[[Progress], None] | None = None
     audio: Tensor | None = None  # (1, L, 50, d)
@@ -97,14 +97,21 @@ def animate(
 
     Errors: ValueError for inputs that do not fit; NonFiniteError when the policy is `fail`.
     """
-    job = Job(networks, settings, watch=Watch(settings.nonfinite), progress=progress)
+    job = start(networks, settings, progress)
     with torch.no_grad():
         latents, seed = prepare(job, picture, audio, pose_maps, noise)
         latents = denoise(job, latents)
         job.tell("decoding")
         video = job.watch.check(decode(networks, latents), plain("video", "decoding"))
+    if settings.nonfinite == "ignore":
+        return Animation(files.cast_bytes(video[0]), video[0], latents, seed)
     shown, cleaned = tidy(video) if job.watch.first is not None else (video, 0)
     return Animation(files.to_frames(shown[0]), video[0], latents, seed, job.watch.first, cleaned)
+
+
+def start(networks: Networks, settings: Settings, progress: Callable[[Progress], None] | None = None) -> Job:
+    """A job of its own: its solver is a copy."""
+    return Job(networks, settings, copy.deepcopy(networks.scheduler), Watch(settings.nonfinite), progress)
 
 
 def tidy(video: Tensor) -> tuple[Tensor, int]:

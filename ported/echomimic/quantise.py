@@ -20,29 +20,44 @@ FLOOR = torch.finfo(torch.float32).eps
 
 
 def levels(weight: Tensor, exact: bool = True) -> tuple[Tensor, Tensor]:
-    """(out, in) -> int8 levels, scale (out, 1) in the weight's dtype; `exact`: levels from a float32 copy."""
+    """(out, in) -> int8 levels, scale (out,) in the weight's dtype; `exact`: levels from a float32 copy."""
     w = weight.float() if exact else weight
-    scale = (w.abs().amax(dim=1, keepdim=True) / 127.5).clamp_min(FLOOR)
-    q = torch.clamp(torch.round(w * (1.0 / scale)), -128, 127)
+    scale = (w.abs().amax(dim=1) / 127.5).clamp_min(FLOOR)
+    q = torch.clamp(torch.round(w * (1.0 / scale)[:, None]), -128, 127)
     return torch.nan_to_num(q, nan=0.0).to(torch.int8), scale.to(weight.dtype)
 
 
 class WeightOnlyInt8(nn.Module):
-    """A Linear whose weight is int8. `order`: see `multiply`."""
+    """A Linear whose weight is int8. `order`: see `multiply`; `keep`: hold the weight too, so that it can be undone."""
 
-    def __init__(self, linear: nn.Linear, order: Order = "fp32", exact: bool = True) -> None:
+    def __init__(self, linear: nn.Linear, order: Order = "fp32", exact: bool = True, keep: bool = False) -> None:
         super().__init__()
         self.order = order
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        q, scale = levels(linear.weight.detach(), exact)
-        self.register_buffer("int_weight", q)
-        self.register_buffer("weight_scale", scale)
+        weight = linear.weight.detach()
+        self.source = weight if keep else None
+        q, scale = levels(weight, exact)
+        self.register_buffer("q", q)
+        self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+
+    def plain(self) -> nn.Linear:
+        """The layer as it was.
+
+        Errors: ValueError unless it was built with `keep`.
+        """
+        if self.source is None:
+            raise ValueError("this int8 layer does not hold its weight: build it with keep=True")
+        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        layer.weight = nn.Parameter(self.source, requires_grad=False)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias, requires_grad=False)
+        return layer
 
     @property
     def weight(self) -> Tensor:
         """The dequantised weight, for whoever asks for its shape, dtype or device."""
-        return self.int_weight * self.weight_scale
+        return self.q * self.scale[:, None]
 
     def forward(self, input: Tensor) -> Tensor:
         y = self.multiply(input)
@@ -52,24 +67,25 @@ class WeightOnlyInt8(nn.Module):
         if self.order == "before":
             return F.linear(x, self.weight.to(x.dtype))
         if self.order == "after":
-            return self.product(x) * self.weight_scale.t()
-        return (self.product(x.float()) * self.weight_scale.t().float()).to(x.dtype)
+            return self.product(x) * self.scale
+        return (self.product(x.float()) * self.scale.float()).to(x.dtype)
 
     def product(self, x: Tensor) -> Tensor:
         """`x · qᵀ` before the scale, in the dtype of x."""
-        return F.linear(x, self.int_weight.to(x.dtype))
+        return F.linear(x, self.q.to(x.dtype))
 
 
 def quantise(
     network: nn.Module,
     order: Order = "fp32",
     exact: bool = True,
+    keep: bool = False,
     only: Callable[[str], bool] = lambda path: True,
 ) -> list[str]:
     """Replace the Linear layers of a network in place; return their paths."""
     found = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear) and only(path)]
     for path, layer in found:
-        network.set_submodule(path, WeightOnlyInt8(layer, order, exact))
+        network.set_submodule(path, WeightOnlyInt8(layer, order, exact, keep))
     return [path for path, _ in found]
 
 

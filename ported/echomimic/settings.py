@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-NonFinitePolicy = Literal["fail", "clean"]
+NonFinitePolicy = Literal["fail", "clean", "ignore"]  # "ignore": the published server, never a client's choice
 Config = Mapping[str, Any]
 
 REAL_UNET: Config = {

@@ -126,7 +126,7 @@ def whisper_features(encoder: AudioEncoder, waveform: Tensor) -> Tensor:
 def window_indices(length: int, fps: float) -> Tensor:
     """Ten positions of each frame, (frames, 10), clamped to the clip."""
     last = next(i for i in range(1, 10**9) if int(i * (POSITIONS_A_SECOND / fps)) > length)
-    centres = torch.tensor([int(i * (POSITIONS_A_SECOND / fps)) for i in range(last)])
+    centres = torch.tensor([int(i * (POSITIONS_A_SECOND / fps)) for i in range(last + 1)])
     reach = torch.arange(-REACH[0], REACH[1] + 1)
     return (centres[:, None] + reach).clamp(0, length - 1)
 

@@ -61,7 +61,7 @@ def log_mel(audio: Tensor, n_mels: int = 80) -> Tensor:
     """(samples,) -> (n_mels, frames) with 100 frames a second; the maximum is that of the whole clip."""
     spectrum = torch.stft(audio, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True)
     power = spectrum[:, :-1].abs() ** 2
-    mel = (mel_filters(n_mels) @ power).clamp(min=1e-10).log10()
+    mel = (mel_filters(n_mels).to(power.dtype) @ power).clamp(min=1e-10).log10()
     return (torch.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0
 
 

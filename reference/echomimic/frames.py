@@ -42,6 +42,11 @@ def to_uint8(video: Tensor, rescale: bool = False, rows: int = DEFAULT_ROWS) -> 
     return np.stack(frames)
 
 
+def shows_something(frames: NDArray[np.uint8], darkest: int = 24) -> bool:
+    """Tell whether a clip is more than black, within what a codec changes. Upstream never looks."""
+    return bool(frames.max() >= darkest)
+
+
 def write_video(frames: NDArray[np.uint8], path: Path, fps: int = DEFAULT_FPS) -> None:
     """Write bytes (L, H, W, 3) as H.264 in yuv420p, which needs even sizes, without sound."""
     height, width = frames.shape[1:3]
@@ -62,8 +67,8 @@ def mux_audio(silent: Path, audio: Path, out: Path, seconds: float) -> None:
         video = target.add_stream("libx264", rate=source.average_rate)
         video.width, video.height, video.pix_fmt = source.width, source.height, "yuv420p"
         voice = target.add_stream("aac", rate=sound.streams.audio[0].rate)
-        for frame in pictures.decode(source):
-            frame.pts = None
+        for i, frame in enumerate(pictures.decode(source)):
+            frame.pts, frame.time_base = i, 1 / Fraction(source.average_rate)
             target.mux(video.encode(frame))
         target.mux(video.encode(None))
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=voice.rate)

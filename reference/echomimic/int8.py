@@ -23,14 +23,18 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """A quantised Linear. `order`: scale after the product (torchao), before it, or the product in float32."""
+    """A quantised Linear. `order`: scale after the product (torchao), before it, or the product in float32.
 
-    def __init__(self, linear: nn.Linear, order: Order = "after") -> None:
+    `exact`: levels from a float32 copy of the weights (cures D2).
+    """
+
+    def __init__(self, linear: nn.Linear, order: Order = "after", exact: bool = False) -> None:
         super().__init__()
-        q, scale = quantise(linear.weight.detach())
+        weight = linear.weight.detach()
+        q, scale = quantise(weight.float() if exact else weight)
         self.order = order
         self.register_buffer("q", q)
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale.to(weight.dtype))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
     def forward(self, input: Tensor) -> Tensor:

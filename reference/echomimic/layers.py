@@ -29,8 +29,8 @@ def from_rows(rows: Tensor, like: Tensor) -> Tensor:
 class InflatedConv(nn.Conv2d):
     """An ordinary 2-D convolution on every frame; no kernel in time."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return from_rows(super().forward(to_rows(x)), x)
+    def forward(self, input: Tensor) -> Tensor:
+        return from_rows(super().forward(to_rows(input)), input)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -40,8 +40,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=eps)
         self.inflated = inflated
 
-    def forward(self, x: Tensor) -> Tensor:
-        return from_rows(super().forward(to_rows(x)), x) if self.inflated else super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return from_rows(super().forward(to_rows(input)), input) if self.inflated else super().forward(input)
 
 
 def timestep_sinusoid(t: Tensor, dim: int) -> Tensor:
@@ -60,8 +60,8 @@ class TimeEmbedding(nn.Module):
         self.linear_1 = nn.Linear(dim, out)
         self.linear_2 = nn.Linear(out, out)
 
-    def forward(self, sinusoid: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(sinusoid)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class ResnetBlock(nn.Module):

@@ -23,9 +23,9 @@ class VAEAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(self.group_norm(x), "n c h w -> n 1 (h w) c")
+        tokens = rearrange(self.group_norm(x), "n c h w -> n (h w) c")
         y = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        return rearrange(self.to_out[0](y), "n 1 (h w) c -> n c h w", h=x.shape[2]) + x
+        return rearrange(self.to_out[0](y), "n (h w) c -> n c h w", h=x.shape[2]) + x
 
 
 class VAEMid(nn.Module):

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup parity test gauntlet bench lint format typecheck goldens clean
+.PHONY: help setup parity test gauntlet mutants bench lint format typecheck goldens clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: setup ## the regression suite
 
 gauntlet: setup ## all faults and variations; writes docs/GAUNTLET.md
 	$(BIN)/parity gauntlet --jobs 2 --markdown docs/GAUNTLET.md --json reports/gauntlet.json
+
+mutants: setup ## bugs that nobody chose, in models that nothing was tuned on; writes its section of docs/GAUNTLET.md
+	$(BIN)/parity mutants --half held --n 400 --jobs 2 --markdown docs/GAUNTLET.md --json reports/mutants.json
 
 goldens: setup ## verify the goldens that are kept in git
 	$(BIN)/parity golden verify fixtures/*/golden/*.safetensors

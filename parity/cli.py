@@ -343,12 +343,14 @@ def gauntlet(
     only: Annotated[str, typer.Option("--only", help="Regular expression for fault and variation names.")] = ".*",
     jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
     as_json: JsonOption = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the score table as Markdown.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Page whose sections of score tables are replaced.")
+    ] = None,
     cases: CasesOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a fault.")] = False,
 ) -> int:
     """Run every fault and every variation; print the score table."""
-    from parity.lab.gauntlet import gauntlet_command
+    from parity.lab.gauntlet_command import gauntlet_command
 
     return gauntlet_command(list(names or []), only, jobs, as_json, markdown, cases, _OUT, _ERR, verbose)
 
@@ -363,12 +365,23 @@ def mutants(
     seed: Annotated[int, typer.Option("--seed", help="Which edits are drawn.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes.")] = 1,
     as_json: JsonOption = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the score tables as Markdown.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Page whose section of score tables is replaced.")
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option("--fit", help="Run nothing: fit confidences on a JSON of the tuning half, print the table."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a mutant.")] = False,
 ) -> int:
     """Edit the source of other people's models, one small bug at a time; print what is found, placed, named and proven."""
     from parity.lab.mutation.command import mutants_command
 
+    if fit is not None:
+        from parity.lab.mutation.fit import as_source, fitted
+
+        print(as_source(fitted(fit)))
+        return 0
     return mutants_command(half, family, count, seed, jobs, as_json, markdown, verbose, _OUT, _ERR)
 
 
@@ -518,6 +531,15 @@ def _golden_line(report: Any) -> str:
         text += f", worst {worst.name}: max abs {worst.absolute:.2e}, rel {worst.relative:.2e}"
     if report.omitted:
         text += f", {len(report.omitted)} omitted with reason"
+    if report.relations:
+        wrong = [r.stage for r in report.relations if not r.ok]
+        equal = [r.stage for r in report.relations if r.ok and r.found == "equal"]
+        text += (
+            f"; the sides relate as stated at {len(report.relations) - len(wrong)} of {len(report.relations)} stages"
+        )
+        text += (f", equal bits at {', '.join(equal)}" if equal else "") + (
+            f", NOT at {', '.join(wrong)}" if wrong else ""
+        )
     return text + (f", {len(report.missing)} NOT PRODUCED" if report.missing else "")
 
 
@@ -528,6 +550,9 @@ def _print_golden_details(report: Any) -> None:
         _OUT.print(
             f"       {check.name}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}", markup=False
         )
+    for r in report.relations:
+        mark = "as stated" if r.ok else "NOT AS STATED"
+        _OUT.print(f"       {r.stage}: stated {r.stated}, found {r.found} ({mark})", markup=False, soft_wrap=True)
     for reason in dict.fromkeys(report.omitted.values()):
         count = sum(r == reason for r in report.omitted.values())
         _OUT.print(f"       omitted: {count} values ({reason})", markup=False, soft_wrap=True)
@@ -548,6 +573,7 @@ def _golden_json(report: Any) -> dict[str, Any]:
             "omitted": dict(report.omitted),
             "failures": [c.__dict__ for c in report.checks if not c.ok],
             "worst": report.worst.__dict__ if report.worst else None,
+            "relations": [r.__dict__ for r in report.relations],
         }
     )
 

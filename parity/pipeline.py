@@ -129,7 +129,8 @@ def run_case(
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         rows = _excuse_rounding(rows, reference, port, setting, notes)
         rows, others = judge_results(rows, alignment, case.relax)
-        divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends], key=lambda d: d.order)
+        found = judge(rows, alignment, reference, port, axis_words=case.axis_words)
+        divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
         divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
         notes += [healed] if healed else []
         lone = lone_states(alignment, reference, port)

@@ -49,7 +49,8 @@ class Expectation:
 
     site: regular expression for the first diverging site (full match); coords: the coordinates that must agree; modules: regular
     expressions of which one must match the culprit module; classes: bug class ids that are a right answer (the first is the best one).
-    reason: why it differs from the specification, where it does. lines: where the code of the defect is, "file:first-last".
+    reason: why it differs from the specification, where it does. lines: where the code of the defect is, "file:first-last" for each
+        place, separated by spaces; empty for a defect in weights or settings.
     """
 
     site: str
@@ -100,6 +101,8 @@ class Case:
     relax: rules of "the same result" (docs/floors.md) that do not hold here, with the reason (rule -> reason).
     allow_dtypes: sites that the port may keep in a coarser dtype than the reference does in a half-precision run, with the reason.
     axes: the coordinates' axes in nesting order.
+    axis_words: what the axes of a mask are called, in the order in which they are spoken (regular expression for sites -> name -> axis): a difference
+        there is said in words.
     """
 
     system: str
@@ -114,6 +117,7 @@ class Case:
     allow_unaligned: Mapping[str, str] = field(default_factory=dict)
     allow_dtypes: Mapping[str, str] = field(default_factory=dict)
     relax: Mapping[str, str] = field(default_factory=dict)
+    axis_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     frames: Callable[[Trace], Any] | None = None  # frames [F,H,W,3] uint8 from a trace, for pictures
     quirks: tuple[str, ...] = ()  # accepted differences, with reason; printed as notes
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
@@ -131,14 +135,26 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Relation:
+    """What a golden of both sides states of the two at one stage, and what was found ("equal" means equal bits)."""
+
+    stage: str
+    stated: str
+    found: str
+    ok: bool
+
+
+@dataclass(frozen=True)
 class GoldenRun:
     """What running a golden's entry gave.
 
-    outputs: by the golden's output names. acts: by the golden's activation names, as many as can be produced.
+    outputs: by the golden's output names. acts: by the golden's activation names, as many as can be produced. relations: of the two sides
+    of a pair, as computed here.
     """
 
     outputs: Mapping[str, torch.Tensor]
     acts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    relations: tuple[Relation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from parity.align.pairs import Alignment, Pair
+from parity.compare.masks import describe_mask
 from parity.compare.measure import worst
 from parity.result import Divergence, Row
 from parity.trace import Record, Trace
@@ -15,18 +17,26 @@ _SOUGHT = 400  # the worst element is dear to find: later divergences name it on
 
 
 def judge(
-    rows: Iterable[Row], alignment: Alignment, reference: Trace, port: Trace, tier: str = "run"
+    rows: Iterable[Row],
+    alignment: Alignment,
+    reference: Trace,
+    port: Trace,
+    tier: str = "run",
+    axis_words: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[Divergence]:
-    """Return the divergences in the reference's order: values over their floors, other shapes, non-finite values, missing and extra calls."""
+    """Return the divergences in the reference's order: values over their floors, other shapes, non-finite values, missing and extra calls.
+
+    axis_words: what the axes of a site are called (regular expression -> name -> axis); with it, differences are also said in words.
+    """
     by_key = {pair.reference.key: pair for pair in alignment.pairs}
     found: list[Divergence] = []
     sites: set[str] = set()
     for row in rows:
         if row.diverged:
+            values = len(found) < _SOUGHT or row.site not in sites
+            divergence = _divergence(row, by_key[row.key], reference, port, tier, values=values)
             found.append(
-                _divergence(
-                    row, by_key[row.key], reference, port, tier, values=len(found) < _SOUGHT or row.site not in sites
-                )
+                _in_words(divergence, by_key[row.key], reference, port, axis_words or {}) if values else divergence
             )
             sites.add(row.site)
     for record in alignment.missing:
@@ -82,6 +92,17 @@ def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, 
         return base
     index, left, right = worst(r, p)
     return replace(base, index=index, reference_value=left, port_value=right)
+
+
+def _in_words(
+    divergence: Divergence, pair: Pair, reference: Trace, port: Trace, axis_words: Mapping[str, Mapping[str, int]]
+) -> Divergence:
+    """Add where values differ in the words that the case has for the axes of this site."""
+    axes = next((words for pattern, words in axis_words.items() if re.fullmatch(pattern, divergence.site)), None)
+    r, p = reference.tensor(pair.reference.key), pair.port_tensor(port)
+    if axes is None or divergence.detail or r is None or p is None or max(axes.values()) >= r.dim():
+        return divergence
+    return replace(divergence, detail=describe_mask(r, p, axes))
 
 
 def _order_free(pair: Pair) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from parity.case import Golden, GoldenEntry, GoldenRun, System, Tolerance
+from parity.case import Golden, GoldenEntry, GoldenRun, Relation, System, Tolerance
 from parity.case.discovery import get_system
 from parity.compare.measure import relative_l2
 from parity.errors import ParityError, SideError, TraceError
@@ -40,10 +40,12 @@ class GoldenReport:
     checks: tuple[GoldenCheck, ...]
     omitted: Mapping[str, str]  # activations with a stated reason
     missing: tuple[str, ...]  # values of the file that were not produced
+    relations: tuple[Relation, ...] = ()  # of the two sides of a pair, as the file states them and as computed here
 
     @property
     def ok(self) -> bool:
-        return not self.missing and bool(self.checks) and all(check.ok for check in self.checks)
+        checked = not self.missing and bool(self.checks) and all(check.ok for check in self.checks)
+        return checked and all(relation.ok for relation in self.relations)
 
     @property
     def worst(self) -> GoldenCheck | None:
@@ -118,7 +120,9 @@ def _compare(path: Path, golden: Golden, entry: GoldenEntry, run: GoldenRun, sid
                 missing.append(full)
             else:
                 omitted[full] = reason
-    return GoldenReport(path, golden.metadata["system"], entry.name, side, tuple(checks), omitted, tuple(missing))
+    return GoldenReport(
+        path, golden.metadata["system"], entry.name, side, tuple(checks), omitted, tuple(missing), run.relations
+    )
 
 
 def _check(name: str, expected: Tensor, got: Tensor, tolerance: Tolerance) -> GoldenCheck:

@@ -2,11 +2,12 @@
 
 Every slot is one device and makes one segment at a time; segment i goes to slot i mod n. Results are given as they come.
 The pool forks after the heavy imports, so that a worker starts in milliseconds; a card is initialised in the worker
-alone. Workers end by themselves when the parent is gone.
+alone (imports that look for cards do so without touching one: NVML). Workers end by themselves when the parent is gone.
 """
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,7 @@ def run_serial(tasks: Sequence[Task], make_worker: MakeWorker) -> Iterator[Done 
 
 def run_pool(tasks: Sequence[Task], make_worker: MakeWorker) -> Iterator[Done | Failed]:
     """A process for every device; a failure does not stop the others."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(start_method())
     devices = list(dict.fromkeys(task.device for task in tasks))
     pools = {
         device: ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(device, make_worker, os.getpid()))
@@ -92,6 +93,12 @@ def run_pool(tasks: Sequence[Task], make_worker: MakeWorker) -> Iterator[Done | 
     finally:
         for pool in pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def start_method() -> str:
+    """How workers are started: forked, which takes milliseconds, unless this process has a card in use that they could not have."""
+    torch = sys.modules.get("torch")
+    return "spawn" if torch is not None and torch.cuda.is_initialized() else "fork"
 
 
 def outcome(future: Future[Done], index: int) -> Done | Failed:

@@ -1,5 +1,6 @@
 """The run: plan, make what is not finished, join, smooth, write; and the Python API."""
 
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -155,7 +156,9 @@ def make_segments(current: Run, engine: Engine, make_worker: MakeWorker | None, 
     if not todo:
         return
     if make_worker is None:
-        from ported.multikeyframe.worker import load_worker  # heavy: imported here, before workers are forked
+        # Heavy, so it is imported here, before workers are forked; whoever looks for cards on import must not claim one.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        from ported.multikeyframe.worker import load_worker
 
         make_worker = partial(load_worker, current.settings)
     failures = current.note(engine(current.tasks(todo), make_worker), say)

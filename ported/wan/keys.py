@@ -82,27 +82,35 @@ _DIT_BACK: Rules = (
     (rf"{_BLOCK}\.ffn\.net\.2\.{_WB}", r"\1.ffn.2.\2"),
 )
 
+
 # The VAE is mapped by prefix (where the module sits) and suffix (which tensor of the module), spec B2. The decoder is
-# flat on the official side and grouped by four (three Res blocks, one upsampler) in the port.
-VAE_PLACES: tuple[tuple[str, str], ...] = (
-    ("conv1", "quant_conv"),
-    ("conv2", "post_quant_conv"),
-    *((f"{net}.conv1", f"{net}.conv_in") for net in ("encoder", "decoder")),
-    *((f"{net}.head.0", f"{net}.norm_out") for net in ("encoder", "decoder")),
-    *((f"{net}.head.2", f"{net}.conv_out") for net in ("encoder", "decoder")),
-    *((f"{net}.middle.0", f"{net}.mid_block.resnets.0") for net in ("encoder", "decoder")),
-    *((f"{net}.middle.1", f"{net}.mid_block.attentions.0") for net in ("encoder", "decoder")),
-    *((f"{net}.middle.2", f"{net}.mid_block.resnets.1") for net in ("encoder", "decoder")),
-    *((f"encoder.downsamples.{j}", f"encoder.down_blocks.{j}") for j in range(11)),
-    *(
-        (
-            f"decoder.upsamples.{j}",
-            f"decoder.up_blocks.{j // 4}." + ("upsamplers.0" if j % 4 == 3 else f"resnets.{j % 4}"),
-        )
-        for j in range(15)
-    ),
-)
-_VAE_TENSORS: tuple[tuple[str, str], ...] = (
+# flat on the official side and grouped by level (Res blocks, one upsampler) in the port.
+def vae_places(levels: int = 4, res_blocks: int = 2) -> tuple[tuple[str, str], ...]:
+    """(official, port) prefix of every module of a VAE with so many levels and Res blocks a level."""
+    group = res_blocks + 2  # one Res block more than the encoder, and the upsampler
+    return (
+        ("conv1", "quant_conv"),
+        ("conv2", "post_quant_conv"),
+        *((f"{net}.conv1", f"{net}.conv_in") for net in ("encoder", "decoder")),
+        *((f"{net}.head.0", f"{net}.norm_out") for net in ("encoder", "decoder")),
+        *((f"{net}.head.2", f"{net}.conv_out") for net in ("encoder", "decoder")),
+        *((f"{net}.middle.0", f"{net}.mid_block.resnets.0") for net in ("encoder", "decoder")),
+        *((f"{net}.middle.1", f"{net}.mid_block.attentions.0") for net in ("encoder", "decoder")),
+        *((f"{net}.middle.2", f"{net}.mid_block.resnets.1") for net in ("encoder", "decoder")),
+        *((f"encoder.downsamples.{j}", f"encoder.down_blocks.{j}") for j in range(levels * (res_blocks + 1) - 1)),
+        *(
+            (
+                f"decoder.upsamples.{j}",
+                f"decoder.up_blocks.{j // group}."
+                + ("upsamplers.0" if j % group == group - 1 else f"resnets.{j % group}"),
+            )
+            for j in range(levels * group - 1)
+        ),
+    )
+
+
+VAE_PLACES = vae_places()
+VAE_TENSORS: tuple[tuple[str, str], ...] = (
     ("", ""),
     (".residual.0", ".norm1"),
     (".residual.2", ".conv1"),
@@ -121,7 +129,7 @@ def _vae_rules(source: int) -> Rules:
     """Every (place, tensor) pair as one rule; `source` 0 reads official keys, 1 reads port keys."""
     rules = []
     for place in VAE_PLACES:
-        for tensor in _VAE_TENSORS:
+        for tensor in VAE_TENSORS:
             left, right = place[source] + tensor[source], place[1 - source] + tensor[1 - source]
             rules.append((rf"{re.escape(left)}\.(weight|bias|gamma)", rf"{right}.\1"))
     return tuple(rules)

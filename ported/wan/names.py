@@ -6,6 +6,7 @@ a label of `seams.SEAMS`. Reference sites are official module paths (spec A2, A1
 `ignore` says why a port site has no counterpart. Sites that no rule matches keep their name (`patch_embedding`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ported.wan.keys import VAE_PLACES
@@ -116,7 +117,7 @@ _VAE_PARTS = (
 )
 
 
-def vae_rules() -> list[Rule]:
+def vae_rules(places: Sequence[tuple[str, str]] = VAE_PLACES) -> list[Rule]:
     """Every module of the VAE: its place (spec B2), its parts, and the inputs of both."""
     rules = [
         rule(r".*\.nonlinearity.*", ignore="one SiLU module serves the whole network"),
@@ -125,7 +126,7 @@ def vae_rules() -> list[Rule]:
         rule(r"decoder\.up_blocks\.\d+(\.in\..*)?", ignore="a wrapper of three residual blocks and an upsampler"),
         rule(r".*\.in\.feat_cache.*", ignore="the cache is read slot by slot"),
     ]
-    for official, port in VAE_PLACES:
+    for official, port in places:
         escaped = port.replace(".", r"\.")
         for part, reference in (("", ""), *((rf"\.{a}", f".{b}") for a, b in _VAE_PARTS)):
             rules.append(rule(rf"{escaped}{part}\.in\.cache_x", rf"{official}{reference}.in.past"))

@@ -35,7 +35,7 @@ ROOMS = (
 # Imports inside functions that may look ahead, each with its reason.
 AHEAD = {("compare", "api"): "`parity.compare` is a function and this room"}
 # Systems that are built on another one, on both sides: their authors' own packages import it.
-BUILT_ON = {"multikeyframe": "wan"}
+BUILT_ON = {"multikeyframe": "wan", "svi": "wan"}
 FOREIGN = "yaml einops rich typer jinja2 scipy pandas matplotlib skimage cv2 av transformers diffusers PIL tqdm"
 
 

@@ -128,4 +128,5 @@ def test_a_line_counts_when_it_is_where_the_fault_says(source, right):
     culprit = Culprit("m", site="x", source=source)
     result = Result("diverged", first, culprit, (), Coverage(1, 1, 1))
     assert score_fault("s", "f", Expectation("x", lines="ported/a.py:10-20"), result).line == right
-    assert score_fault("s", "f", Expectation("x"), result).line == (source is not None)
+    assert score_fault("s", "f", Expectation("x", lines="other.py:1-2 ported/a.py:10-20"), result).line == right
+    assert not score_fault("s", "f", Expectation("x"), result).line

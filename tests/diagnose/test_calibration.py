@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.diagnose.calibration import POINTS, calibrated, fit
-from parity.lab.gauntlet import Score, reliability
+from parity.lab.gauntlet import Score
+from parity.lab.gauntlet_table import reliability
 
 
 @settings(max_examples=50, deadline=None)
@@ -38,7 +39,8 @@ def test_the_fitted_points_rise() -> None:
 
 def test_reliability_counts_right_causes() -> None:
     def score(*listed: tuple[float, bool], classed: bool = True) -> Score:
-        return Score("s", "f", "fault", "diverged", True, classed=classed, listed=listed)
+        told = tuple((score, right, "") for score, right in listed)
+        return Score("s", "f", "fault", "diverged", True, classed=classed, listed=told)
 
     scores = [
         score((0.97, True), (0.6, False)),

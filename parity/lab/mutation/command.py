@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from parity.files import write_text
 from parity.lab.mutation.families import families
 from parity.lab.mutation.score import FamilyOutcome, Outcome, aside, judge_family
 from parity.lab.mutation.table import COLUMNS, frame, grouped, markdown
+from parity.lab.pages import write_sections
 
 
 def mutants_command(
@@ -48,7 +50,7 @@ def mutants_command(
     found.sort(key=lambda f: (f.half, f.family))
     _write_json(found, seed, as_json)
     if as_markdown is not None:
-        write_text(as_markdown, markdown(found, seed))
+        write_sections(as_markdown, {"mutants": markdown(found, seed, revision())}, "Mutants")
     if any(f.outcomes for f in found):
         out.print(_table(found))
     _print_aside(found, out)
@@ -97,6 +99,19 @@ def _print_aside(found: Sequence[FamilyOutcome], out: Console) -> None:
     out.print(f"set aside: {left}", markup=False)
     wrong = [f"{f.family}: {verdict}" for f in found for verdict in f.clean if verdict != "match"]
     out.print("right twins: all match" if not wrong else f"right twins: {'; '.join(wrong)}", markup=False)
+
+
+def revision() -> str:
+    """Return the short revision of the checkout that is run, with a plus when something is changed; empty outside of one."""
+    folder = Path(__file__).parent
+    asked = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no", "."]]
+    try:
+        head, changed = (
+            subprocess.run(a, cwd=folder, capture_output=True, text=True, check=True).stdout.strip() for a in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"{head}+" if changed else head
 
 
 def _write_json(found: Sequence[FamilyOutcome], seed: int, path: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from parity.lab.gauntlet_table import Reliability, markdown_table, reliability_of
 from parity.lab.mutation.score import FamilyOutcome, Outcome, aside
 
 if TYPE_CHECKING:
@@ -68,6 +69,24 @@ def markdown(found: Sequence[FamilyOutcome], seed: int, commit: str = "") -> str
     )
     lines = [made]
     for by in ("half", "shape", "kind", "family"):
-        lines += ["", f"| {by} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-        lines += ["| " + " | ".join(cells) + " |" for cells in grouped(rows, by)]
-    return "\n".join(lines) + "\n"
+        lines += ["", markdown_table((by, *COLUMNS), grouped(rows, by))]
+    return "\n".join([*lines, "", _confidence(found)]) + "\n"
+
+
+def _confidence(found: Sequence[FamilyOutcome]) -> str:
+    """Return what stated confidences were worth: on the half that they were fitted on, beside the half that was held out."""
+    told: dict[str, dict[str, Reliability]] = {}
+    for half in ("tuning", "held"):
+        causes = [(c.confidence, c.right) for f in found if f.half == half for o in f.outcomes for c in o.causes]
+        for row in reliability_of(causes):
+            told.setdefault(f"{row.low:g} to {row.high:g}", {})[half] = row
+    header = ("confidence", "tuned on: causes", "stated", "right", "held out: causes", "stated", "right")
+    rows = [
+        (name, *_three(told[name].get("tuning")), *_three(told[name].get("held")))
+        for name in sorted(told, key=lambda name: float(name.partition(" ")[0]))
+    ]
+    return f"Of the causes of any rank that were named with a confidence in each range, how many had the right class.\n\n{markdown_table(header, rows)}"
+
+
+def _three(row: Reliability | None) -> tuple[str, str, str]:
+    return (str(row.count), f"{row.stated:.2f}", f"{row.right:.2f}") if row else ("-", "-", "-")

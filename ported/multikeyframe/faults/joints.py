@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from ported.multikeyframe import film, joints, pipeline, plan
+from ported.multikeyframe import film, pipeline, plan
+from ported.multikeyframe import joints as smoothing
 from ported.multikeyframe.faults.record import Port, PortFault, patched
 from ported.multikeyframe.film import Frames
 
@@ -15,7 +16,7 @@ MODEL_RATE = 16
 
 def keyframe_twice(port: Port) -> Switch:
     """The shared keyframe is kept in both segments: every joint freezes for a frame."""
-    return patched(joints, "join", lambda clips, joint: np.concatenate(clips))
+    return patched(smoothing, "join", lambda clips, joint: np.concatenate(clips))
 
 
 def keyframe_lost(port: Port) -> Switch:
@@ -25,7 +26,7 @@ def keyframe_lost(port: Port) -> Switch:
         last = len(clips) - 1
         return np.concatenate([clip[int(i > 0) : len(clip) - int(i < last)] for i, clip in enumerate(clips)])
 
-    return patched(joints, "join", join)
+    return patched(smoothing, "join", join)
 
 
 def earlier_copy_dropped(port: Port) -> Switch:
@@ -35,18 +36,18 @@ def earlier_copy_dropped(port: Port) -> Switch:
         last = len(clips) - 1
         return np.concatenate([clip[: len(clip) - int(i < last)] for i, clip in enumerate(clips)])
 
-    return patched(joints, "join", join)
+    return patched(smoothing, "join", join)
 
 
 def joined_as_completed(port: Port) -> Switch:
     """Segments are joined in the order in which they were finished: the shorter ones first."""
-    original = joints.join
-    return patched(joints, "join", lambda clips, joint: original(sorted(clips, key=len), joint))
+    original = smoothing.join
+    return patched(smoothing, "join", lambda clips, joint: original(sorted(clips, key=len), joint))
 
 
 def retimed(port: Port) -> Switch:
     """The model's 16 fps are re-timed to the planned rate by leaving out frames."""
-    original = joints.join
+    original = smoothing.join
 
     def join(clips: Sequence[Frames], joint: str) -> Frames:
         joined = original(clips, joint)
@@ -54,7 +55,7 @@ def retimed(port: Port) -> Switch:
         shown = [int(np.flatnonzero(places[:-1] <= n)[-1]) for n in range(places[-1])]
         return joined[shown]
 
-    return patched(joints, "join", join)
+    return patched(smoothing, "join", join)
 
 
 def played_at_16(port: Port) -> Switch:
@@ -78,24 +79,26 @@ def joints_of_dropped_frames(port: Port) -> Switch:
 
 def whole_video_smoothed(port: Port) -> Switch:
     """Without a joint the whole video is smoothed."""
-    original = joints.smoothing_windows
-    return patched(joints, "smoothing_windows", lambda places, n: original(places, n) if places else [(0, n)])
+    original = smoothing.smoothing_windows
+    return patched(smoothing, "smoothing_windows", lambda places, n: original(places, n) if places else [(0, n)])
+
+
+def smooth_each(frames: Frames, joints: Sequence[int], method: str) -> Frames:
+    """Cut out and filter every window by itself."""
+    if method == "none" or not joints:
+        return frames
+    pieces, at = [], 0
+    for joint in joints:
+        first, end = max(0, joint - smoothing.RADIUS), min(len(frames), joint + smoothing.RADIUS + 1)
+        pieces += [frames[at:first], smoothing.FILTERS[method](frames[first:end])]
+        at = end
+    return np.concatenate([*pieces, frames[at:]])
 
 
 def windows_repeat_frames(port: Port) -> Switch:
     """Overlapping windows are cut out one by one, so that the frames they share are repeated."""
 
-    def smooth(frames: Frames, places: Sequence[int], method: str) -> Frames:
-        if method == "none" or not places:
-            return frames
-        pieces, at = [], 0
-        for joint in places:
-            first, end = max(0, joint - joints.RADIUS), min(len(frames), joint + joints.RADIUS + 1)
-            pieces += [frames[at:first], joints.FILTERS[method](frames[first:end])]
-            at = end
-        return np.concatenate([*pieces, frames[at:]])
-
-    return patched(joints, "smooth", smooth)
+    return patched(smoothing, "smooth", smooth_each)
 
 
 def filter_one_late(port: Port) -> Switch:
@@ -133,25 +136,25 @@ def filter_wraps(port: Port) -> Switch:
 def flow_at_60_fps(port: Port) -> Switch:
     """Motion interpolation runs at its own rate, so that a window gets more frames."""
 
-    def doubled(frames: Frames, places: Sequence[int], method: str) -> Frames:
+    def doubled(frames: Frames, joints: Sequence[int], method: str) -> Frames:
+        smoothed = original(frames, joints, method)
         if method != "optical_flow":
-            return original(frames, places, method)
-        smoothed = original(frames, places, method)
-        again = [k for k in range(len(frames)) for _ in range(2 if _inside(k, places, len(frames)) else 1)]
+            return smoothed
+        again = [k for k in range(len(frames)) for _ in range(2 if _inside(k, joints, len(frames)) else 1)]
         return smoothed[again]
 
-    original = joints.smooth
-    return patched(joints, "smooth", doubled)
+    original = smoothing.smooth
+    return patched(smoothing, "smooth", doubled)
 
 
 def window_too_wide(port: Port) -> Switch:
     """The window reaches one frame further on both sides."""
-    return patched(joints, "RADIUS", joints.RADIUS + 1)
+    return patched(smoothing, "RADIUS", smoothing.RADIUS + 1)
 
 
 def smoothing_off(port: Port) -> Switch:
     """Smoothing was asked for and does not happen."""
-    return patched(joints, "smooth", lambda frames, places, method: frames)
+    return patched(smoothing, "smooth", lambda frames, joints, method: frames)
 
 
 def head_lost(port: Port) -> Switch:
@@ -167,11 +170,11 @@ def head_lost(port: Port) -> Switch:
 
 
 def _inside(k: int, places: Sequence[int], frames: int) -> bool:
-    return any(a <= k < b for a, b in joints.smoothing_windows(places, frames))
+    return any(a <= k < b for a, b in smoothing.smoothing_windows(places, frames))
 
 
 def _filter(name: str, new) -> Switch:  # type: ignore[no-untyped-def]
-    return patched(joints, "FILTERS", {**joints.FILTERS, name: new})
+    return patched(smoothing, "FILTERS", {**smoothing.FILTERS, name: new})
 
 
 FAULTS: tuple[PortFault, ...] = (

@@ -118,6 +118,9 @@ def run(
             "--isolate/--no-isolate", help="Also compare every site alone, in float64 on the reference's values."
         ),
     ] = True,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Run the port without a reference and judge the case's invariants.")
+    ] = False,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Run on a real checkpoint instead of tiny random weights.")
     ] = None,
@@ -141,7 +144,9 @@ def run(
     if not jobs:
         raise CaseError("no cases to run (see parity list)")
     del choose_cases, Job
-    outcome = run_jobs(jobs, isolate=isolate, zoom=zoom, html=html, save=save, console=None if quiet else _ERR)
+    outcome = run_jobs(
+        jobs, isolate=isolate, alone=alone, zoom=zoom, html=html, save=save, console=None if quiet else _ERR
+    )
     if not quiet:
         from parity.report.text import failure_message, summary_table
 
@@ -375,14 +380,14 @@ def mutants(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line a mutant.")] = False,
 ) -> int:
     """Edit the source of other people's models, one small bug at a time; print what is found, placed, named and proven."""
-    from parity.lab.mutation.command import mutants_command
+    from parity.lab.mutation.command import Draw, mutants_command
 
     if fit is not None:
         from parity.lab.mutation.fit import as_source, fitted
 
         print(as_source(fitted(fit)))
         return 0
-    return mutants_command(half, family, count, seed, jobs, as_json, markdown, verbose, _OUT, _ERR)
+    return mutants_command(Draw(half, family, count, seed, jobs), as_json, markdown, verbose, _OUT, _ERR)
 
 
 @app.command()
@@ -413,11 +418,19 @@ def video(
 
 @app.command()
 def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SYSTEM]...", help="Time a system's port against its reference.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option("--repeats", help="Interleaved repetitions; the median counts.")] = 5,
     as_json: JsonOption = None,
+    cases: CasesOption = None,
 ) -> int:
-    """Measure the cost of capturing and comparing on this machine, against the plain run."""
+    """Measure the cost of capturing and comparing on this machine, against the plain run; or a system's port against its reference."""
+    if names:
+        from parity.lab.bench_system import bench_systems
+
+        return bench_systems(names, repeats, as_json, cases, _OUT)
     from parity.lab.bench import bench_command
 
     return bench_command(device, repeats, as_json, _OUT)

@@ -20,6 +20,7 @@ from parity.compare import floors as floors_
 from parity.compare.benign import excuse_masks, excuse_permutations, is_rounding, is_roundoff
 from parity.compare.floors import Floors
 from parity.compare.gradients import heal_gradients
+from parity.compare.invariants import TIER, broken, checked
 from parity.compare.measure import measure, own_errors
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
@@ -154,8 +155,11 @@ def run_case(
     notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
     if divergences or local:  # alone, a state that is not held is a matter of coverage
         divergences = [*divergences, *lone]
+    laws, said = broken(case.invariants, port, reference)
+    notes += said
+    local += laws
     result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
-    if diagnose and result.first is not None:
+    if diagnose and result.first is not None and result.first.tier != TIER:
         with _timed(seconds, "diagnose", say):
             result = explain(case, setting, runs, result, inject, order, zoom)
     return replace(
@@ -164,6 +168,43 @@ def run_case(
         variation=variation.name if variation else None,
         seconds=dict(seconds),
     ), runs
+
+
+def run_alone(
+    case: Case, setting: Setting | None = None, *, fault: Fault | None = None, variation: Variation | None = None
+) -> Result:
+    """Run the port without a reference and judge the case's invariants alone. Raises SideError when it fails to build or run."""
+    setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
+    inject = (fault.inject if fault else None) or (variation.inject if variation else None)
+    port = run_side(case, "port", setting, inject=inject).trace
+    found, _ = broken(case.invariants, port)
+    count = checked(case.invariants, port)
+    verdict = "incomparable" if not count else "diverged" if found else "match"
+    first = found[0] if found else None
+    culprit = Culprit(first.module or first.site, site=first.site, coords=dict(first.coords)) if first else None
+    names = ", ".join(law.name for law in case.invariants) or "none"
+    return Result(
+        verdict=verdict,  # type: ignore[arg-type]
+        first=first,
+        culprit=culprit,
+        causes=(),
+        coverage=Coverage(compared=count, reference=0, port=len(port)),
+        divergences=tuple(found),
+        culprits=(culprit,) if culprit else (),
+        notes=(f"the port alone, no reference: {count} records under the invariants {names}",),
+        environment={
+            "reference": {},
+            "port": dict(port.manifest.environment),
+            "differences": [],
+            "dtype": port.manifest.dtype,
+            "seed": setting.seed,
+        },
+        case=case.label,
+        system=case.system,
+        command=f"parity run {case.label} --alone",
+        fault=fault.name if fault else None,
+        variation=variation.name if variation else None,
+    )
 
 
 def cover(alignment: Alignment, reference: Trace, port: Trace, rows: Sequence[Row]) -> Coverage:

@@ -46,13 +46,14 @@ def run_jobs(
     jobs: Sequence[Job],
     *,
     isolate: bool = True,
+    alone: bool = False,
     zoom: str = "",
     html: Path | None = None,
     save: Path | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Run jobs one after the other; each report is written as soon as its case is done."""
-    from parity.pipeline import run_case
+    from parity.pipeline import run_alone, run_case
 
     outcome = Outcome()
     reports: list[tuple[Result, Any]] = []
@@ -66,6 +67,9 @@ def run_jobs(
                     progress.update(task, description=f"{label}: {stage}")
 
             try:
+                if alone:
+                    outcome.results.append(run_alone(job.case, job.setting, fault=job.fault, variation=job.variation))
+                    continue
                 result, runs = run_case(
                     job.case,
                     job.setting,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from parity.capture.probes import Probe
+from parity.case.invariants import Invariant
 from parity.trace import Trace
 from parity.trace.names import NameMap
 
@@ -120,6 +121,7 @@ class Case:
     axis_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     frames: Callable[[Trace], Any] | None = None  # frames [F,H,W,3] uint8 from a trace, for pictures
     quirks: tuple[str, ...] = ()  # accepted differences, with reason; printed as notes
+    invariants: tuple[Invariant, ...] = ()  # what must hold of the port's run, with or without a reference
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
 
     @property
@@ -201,6 +203,16 @@ class GoldenEntry:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """The same work on both sides, to be timed. Each builds what it needs and returns what is to be run."""
+
+    name: str
+    text: str
+    reference: Callable[[], Callable[[], Any]]
+    port: Callable[[], Callable[[], Any]]
+
+
+@dataclass(frozen=True)
 class System:
     """One system: its cases, faults, variations and golden entries. A `case.py` in a cases folder defines `SYSTEM`."""
 
@@ -210,6 +222,7 @@ class System:
     faults: tuple[Fault, ...] = ()
     variations: tuple[Variation, ...] = ()
     goldens: tuple[GoldenEntry, ...] = ()
+    benches: tuple[Bench, ...] = ()  # for `parity bench SYSTEM`
     # Cases made from real checkpoints: path -> cases (for `parity run SYSTEM --weights PATH`).
     from_weights: Callable[[Any], Sequence[Case]] | None = None
 

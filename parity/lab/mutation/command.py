@@ -7,7 +7,7 @@ import math
 import subprocess
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,25 +22,27 @@ from parity.lab.mutation.table import COLUMNS, frame, grouped, markdown
 from parity.lab.pages import write_sections
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Which mutants: of which families, how many in all, drawn by which seed; in how many processes."""
+
+    half: str = ""
+    family: str = ""
+    count: int = 100
+    seed: int = 0
+    jobs: int = 1
+
+
 def mutants_command(
-    half: str,
-    family: str,
-    count: int,
-    seed: int,
-    jobs: int,
-    as_json: Path | None,
-    as_markdown: Path | None,
-    verbose: bool,
-    out: Console,
-    err: Console,
+    draw: Draw, as_json: Path | None, as_markdown: Path | None, verbose: bool, out: Console, err: Console
 ) -> int:
     """Serve `parity mutants`: status 0 when every mutant is detected and every right twin matches."""
-    chosen = families(half, family)
-    each = math.ceil(count / len(chosen))
+    chosen, seed = families(draw.half, draw.family), draw.seed
+    each = math.ceil(draw.count / len(chosen))
     found: list[FamilyOutcome] = []
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("mutants", total=len(chosen))
-        for done in _judged([f.name for f in chosen], each, seed, jobs):
+        for done in _judged([f.name for f in chosen], each, seed, draw.jobs):
             found.append(done)
             bar.update(task, advance=1, description=done.family)
             _write_json(found, seed, as_json)  # as far as it goes: a run that is cut off leaves what it found
@@ -49,10 +51,10 @@ def mutants_command(
                     out.print(line_of(outcome), markup=False, soft_wrap=True)
     found.sort(key=lambda f: (f.half, f.family))
     _write_json(found, seed, as_json)
-    if as_markdown is not None:
-        write_sections(as_markdown, {"mutants": markdown(found, seed, revision())}, "Mutants")
     if any(f.outcomes for f in found):
         out.print(_table(found))
+        if as_markdown is not None:
+            write_sections(as_markdown, {"mutants": markdown(found, seed, revision())}, "Mutants")
     _print_aside(found, out)
     seen = all(o.detected for f in found for o in f.outcomes)
     return 0 if seen and all(v == "match" for f in found for v in f.clean) else 1

@@ -161,7 +161,7 @@ def run_case(
     result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
     if diagnose and result.first is not None and result.first.tier != TIER:
         with _timed(seconds, "diagnose", say):
-            result = explain(case, setting, runs, result, inject, order, zoom)
+            result = explain(case, setting, runs, result, inject, order, zoom, prepared.limits)
     return replace(
         result,
         fault=fault.name if fault else None,

@@ -75,6 +75,8 @@ class Cause:
     confidence: float = 0.0
     site: str = ""
     score: float = 0.0
+    proof: str = "identity"  # verified | replayed | congruent | identity | hint
+    patch: str | None = None  # `file:line: before → after`, where it can be said
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from parity.align.by_values import (
 )
 from parity.align.by_weights import Fusion, WeightMatch, held_leaves, match_weights
 from parity.capture.probes import root_label
-from parity.trace import Record, Trace
+from parity.trace import ENDS, Record, Trace
 from parity.trace.names import NameMap, Rule, Split
 
 Rerun = Callable[[NameMap], Trace]
@@ -222,10 +222,11 @@ def _loose(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> bool:
 
 
 def _firsts(trace: Trace) -> dict[str, Record]:
-    """Return the first record of each site, in order of execution."""
+    """Return the first record of each site, in order of execution; results of the whole run have rules of their own."""
     found: dict[str, Record] = {}
     for record in trace.records:
-        found.setdefault(record.site, record)
+        if record.role not in ENDS:
+            found.setdefault(record.site, record)
     return found
 
 

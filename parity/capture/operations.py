@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,28 +88,61 @@ class OpLog(TorchDispatchMode):
         source = source_line() if self._open and len(self._steps) < _MOST_OPS else None
         if source is None:  # nothing is wanted, or the recorder itself is at work
             return func(*args, **kwargs)
-        leaves, spec = tree_flatten((args, kwargs))
-        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        inputs = tuple(_keep(t) for t in given)
-        makers = tuple(self._makers.get(id(t)) for t in given)
-        result = func(*args, **kwargs)
-        name = func._schema.name.partition("::")[2]
-        made = tensors_in(result)
-        op = Op(
-            _RENAME.get(name, name).rstrip("_"),
-            inputs,
-            tuple(map(_keep, made)),
-            read_scalars(func, args, kwargs),
-            *source,
-            frames=frames_around(),
-            again=functools.partial(_again, func, spec, [_PLACE if isinstance(x, Tensor) else x for x in leaves]),
-        )
-        self.functions.update(frame.function for frame in op.frames)
-        for t in made:
-            self._makers[id(t)] = len(self._steps)
-            self._alive.append(t)
-        self._steps.append(Step(op, makers))
+        result = log_step(self._steps, self._makers, self._alive, func, args, kwargs, source, frames_around())
+        self.functions.update(frame.function for frame in self._steps[-1].op.frames)
         return result
+
+
+def log_step(
+    steps: list[Step],
+    made_by: dict[int, int],
+    alive: list[Tensor],
+    func: Any,
+    args: Any,
+    kwargs: Any,
+    source: tuple[str, str],
+    frames: tuple[Frame, ...],
+) -> Any:
+    """Run an operation and append it to `steps`; `made_by` maps the tensors that are kept alive to the step that made them."""
+    leaves, spec = tree_flatten((args, kwargs))
+    given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    inputs = tuple(_keep(t) for t in given)
+    makers = tuple(made_by.get(id(t)) for t in given)
+    memory, writes = tuple(map(_memory, given)), _writes(func, args, kwargs, given)
+    result = func(*args, **kwargs)
+    made = tensors_in(result)
+    op = Op(
+        op_name(func),
+        inputs,
+        tuple(map(_keep, made)),
+        read_scalars(func, args, kwargs),
+        *source,
+        frames=frames,
+        memory=memory,
+        writes=writes,
+        tensors=tensor_names(func, args, kwargs),
+        again=functools.partial(_again, func, spec, [_PLACE if isinstance(x, Tensor) else x for x in leaves]),
+    )
+    for t in made:
+        made_by[id(t)] = len(steps)
+        alive.append(t)
+    steps.append(Step(op, makers))
+    return result
+
+
+def op_name(func: Any) -> str:
+    """Return the name under which an operation is logged."""
+    name: str = func._schema.name.partition("::")[2]
+    return _RENAME.get(name, name).rstrip("_")
+
+
+def tensor_names(func: Any, args: Any, kwargs: Any) -> tuple[str, ...]:
+    """Return the schema's name of each tensor that is given, in order."""
+    found: list[str] = []
+    for i, argument in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(argument.name)
+        found += [argument.name] * len(tensors_in(value))
+    return tuple(found)
 
 
 class CallLog:
@@ -160,9 +193,9 @@ def _keep(value: Tensor) -> Tensor:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors inside nested tuples, lists and dicts."""
+    """Return the tensors inside nested tuples, lists and dicts; those without strides hold no plain row of numbers."""
     if isinstance(value, Tensor):
-        return [value]
+        return [value] if value.layout is torch.strided else []
     if isinstance(value, (tuple, list)):
         return [t for item in value for t in tensors_in(item)]
     if isinstance(value, dict):
@@ -246,6 +279,31 @@ def own_frame(frames: Sequence[Frame], common: Collection[str]) -> Frame | None:
     return next((frame for frame in frames if frame.function not in common), None)
 
 
+class Memory(NamedTuple):
+    """Where a tensor lies: two with one `storage` are views of the same numbers."""
+
+    storage: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+def _memory(value: Tensor) -> Memory | None:
+    if value.layout != torch.strided or value.is_meta:
+        return None
+    return Memory(value.untyped_storage().data_ptr(), tuple(value.shape), value.stride(), int(value.storage_offset()))
+
+
+def _writes(func: Any, args: Any, kwargs: Any, given: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return which of the tensors given the operation's schema says it changes."""
+    changed = [
+        args[i] if i < len(args) else kwargs.get(a.name)
+        for i, a in enumerate(func._schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    ]
+    return tuple(k for k, t in enumerate(given) if any(t is c for c in changed))
+
+
 @dataclass(frozen=True)
 class Frame:
     """One call on the stack: the line that was running, its text, and the function ("file:first line")."""
@@ -255,7 +313,7 @@ class Frame:
     function: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Op:
     """One dispatched operation seen while a side computed the diverging record, in order of execution.
 
@@ -263,7 +321,8 @@ class Op:
     `inputs` are its tensor arguments (flattened, values as they were), `outputs` its tensor results, `scalars` its other
     arguments by schema name ({"eps": 1e-6, "scale": None, "dim": -1, "approximate": "tanh"}). `source` is "file:line" of the innermost
     frame outside torch, `code` that line. `makers` says for each input which operation of the same log made it (None: it came from outside),
-    `again` runs the operation on other inputs. `frames` are the calls around it, innermost first, outside torch and parity.
+    `again` runs the operation on other inputs. `frames` are the calls around it, innermost first, outside torch and parity. `memory` is where
+    each input lies, `writes` are the inputs that the operation changes in place.
     """
 
     name: str
@@ -275,3 +334,7 @@ class Op:
     makers: tuple[int | None, ...] = ()
     again: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
     frames: tuple[Frame, ...] = ()
+    memory: tuple[Memory | None, ...] = ()
+    writes: tuple[int, ...] = ()
+    tensors: tuple[str, ...] = ()  # the schema's names of the inputs
+    whole: str = ""  # of a part of a composite operation that was written out: its name

@@ -19,7 +19,6 @@ FAMILIES = (
     "positions",
     "attention",
     "norms",
-    "edits",
     "ranges",
     "time",
     "conditioning",
@@ -77,6 +76,7 @@ def _cause(hypothesis: Hypothesis, explanation: Explanation, evidence: Evidence)
         confidence=calibrated(explanation.confidence),
         site=evidence.site,
         score=explanation.confidence,
+        proof="identity" if explanation.residual < 0.25 and explanation.confidence >= 0.5 else "hint",
     )
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
+from parity.capture.operations import Op
 from parity.case import Case, Setting
+from parity.compare.floors import Floors
 from parity.diagnose import diagnose
 from parity.diagnose.absence import absent_causes
+from parity.diagnose.edits import causes_of, find_edits, line_of, merged
+from parity.diagnose.evidence import Evidence
 from parity.diagnose.gather import _in_double, gather
 from parity.diagnose.locality import describe
+from parity.diagnose.verify import verify
 from parity.errors import CaseError
 from parity.locate.listing import listing
 from parity.locate.window import Relabel, Window, _call_window, _look, _relative, _with_operation
@@ -16,10 +22,18 @@ from parity.result import Cause, Culprit, Divergence, Result, format_key
 from parity.run.side import Inject, Runs
 
 _MOST_CULPRITS = 6
+_log = logging.getLogger(__name__)
 
 
 def explain(
-    case: Case, setting: Setting, runs: Runs, result: Result, inject: Inject | None, order: Relabel, zoom: str = ""
+    case: Case,
+    setting: Setting,
+    runs: Runs,
+    result: Result,
+    inject: Inject | None,
+    order: Relabel,
+    zoom: str = "",
+    limits: Floors | None = None,
 ) -> Result:
     """Add culprit operations, causes and locality to a result with divergences; zoom: a site whose operations are listed."""
     assert result.first is not None
@@ -46,7 +60,10 @@ def explain(
                 causes = list(absent_causes(divergence, result, runs, alone))
             continue
         if i == 0:
-            causes = list(diagnose(evidence))
+            own, line = _edits(case, setting, runs, evidence, inject, limits)
+            if line is not None and line.source:
+                culprits[0] = replace(culprits[0], source=_relative(line.source), code=line.code)
+            causes = list(merged(own, diagnose(evidence)))
         divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
     return replace(
         result,
@@ -57,6 +74,21 @@ def explain(
         divergences=tuple(divergences[id(d)] for d in result.divergences),
         operations=_listed(near[0], looks.get(near[0], Window())) if near else (),
     )
+
+
+def _edits(
+    case: Case, setting: Setting, runs: Runs, evidence: Evidence, inject: Inject | None, limits: Floors | None
+) -> tuple[list[Cause], Op | None]:
+    """Return the cause that the fewest edits give, and the operation it is about; verified where they can be undone. Odd operations end the search, not the explanation."""
+    try:
+        found = find_edits(evidence)
+        if found is None:
+            return [], None
+        proof = verify(case, setting, runs, found.explanation, inject, limits)
+        return causes_of(found, evidence, proof), line_of(found)
+    except Exception as error:
+        _log.info("the search for edits raised at %s: %s: %s", evidence.site, type(error).__name__, error)
+        return [], None
 
 
 def _zoomed(zoom: str, result: Result, runs: Runs) -> list[str]:

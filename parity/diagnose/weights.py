@@ -239,16 +239,17 @@ def _listed(names: list[str]) -> str:
 
 
 def absent(ev: Evidence) -> Iterator[Explanation]:
-    """A parameter that only one side has, when the others pair up (W2; W8 for low-rank adapters)."""
+    """Low-rank adapters that only one side has, when the other parameters pair up (W8)."""
     if ev.kind == "weight" or len(ev.parameters) < 1:
         return
     lost = [name for name, (ref, port) in ev.parameters.items() if ref is not None and port is None]
     paired = sum(ref is not None and port is not None for ref, port in ev.parameters.values())
     if not lost or not paired:
         return  # with no pair at all the names were never aligned
-    adapters = [name for name in lost if "lora" in name.lower()]
+    if not all("lora" in name.lower() for name in lost):
+        return  # a parameter without a partner says nothing about this difference
     text = f"the port's module has no {_listed(lost)}"
-    yield Explanation(text, 0.5, 0.5, {"parameters": lost[:16]}, "W8" if len(adapters) == len(lost) else "W2")
+    yield Explanation(text, 0.5, 0.5, {"parameters": lost[:16]}, "W8")
 
 
 def settings_differ(ev: Evidence) -> Iterator[Explanation]:

@@ -150,6 +150,7 @@ def _causes(result: Result) -> list[str]:
         return _field("cause", "unexplained: no hypothesis fits the numbers", 1) if result.first is not None else []
     top, *others = result.causes
     lines = _field("cause", cause_text(top), 4)
+    lines += _field("patch", clean(top.patch), 2) if top.patch else []
     for position, cause in enumerate(others[:2]):
         lines += _field("" if position else "or", cause_text(cause), 2)
     return lines

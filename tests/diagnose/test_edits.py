@@ -1,4 +1,4 @@
-"""Counterfactual replay: an edit of one side's operations that gives the other side's value, and edits that almost do."""
+"""The fewest edits: what the port's operations need to give the reference's value, and what no small edit explains."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from parity.capture.operations import Op, OpLog, WindowsClosed
-from parity.diagnose import diagnose
-from parity.diagnose.edits import HYPOTHESES
+from parity.diagnose.edits import causes_of, find_edits
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.replay import chain
+from parity.diagnose.graph import build
+from parity.result import Cause
 from parity.trace import Record
 
 Side = Callable[[Tensor], Tensor]
@@ -24,6 +24,12 @@ Side = Callable[[Tensor], Tensor]
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget is for users; on a busy machine a test would measure the machine."""
+    monkeypatch.setattr("parity.diagnose.edits.SECONDS", 60.0)
 
 
 W, GATE, BIAS = draw(8, 8, seed=1), draw(1, 5, 8, seed=2), draw(8, seed=3)
@@ -49,8 +55,18 @@ def evidence(reference: Side, port: Side, x: Tensor = X, kind: str = "activation
     )
 
 
-def found(ev: Evidence) -> dict[str, tuple[str, str]]:
-    return {h.name: (e.class_id or h.class_id, e.text) for h in HYPOTHESES for e in h.test(ev)}
+def cause(ev: Evidence) -> Cause | None:
+    found = find_edits(ev)
+    return causes_of(found, ev)[0] if found is not None else None
+
+
+def named(reference: Side, port: Side, kind: str = "activation") -> tuple[str, str]:
+    found = cause(evidence(reference, port, kind=kind))
+    assert found is not None, "nothing explains it"
+    assert found.proof == "replayed"
+    assert found.residual < 1e-6
+    assert found.confidence == 0.9
+    return found.class_id, found.text
 
 
 def gated(x: Tensor) -> Tensor:
@@ -65,25 +81,22 @@ def fused(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("port", "what", "class_id"),
     [
-        (lambda x: x + functional.silu(x @ W + BIAS), "mul", "N5"),
-        (lambda x: x + functional.silu(x @ W) * torch.sigmoid(GATE), "add", "N5"),
-        (lambda x: x + (x @ W + BIAS) * torch.sigmoid(GATE), "silu", "N5"),
-        (lambda x: functional.silu(x @ W + BIAS) * torch.sigmoid(GATE), "add", "N5"),
-        (lambda x: x + functional.silu(x @ W + BIAS) * GATE, "sigmoid", "N5"),
+        (lambda x: x + functional.silu(x @ W + BIAS), "leaves out sigmoid, mul", "N5"),
+        (lambda x: x + functional.silu(x @ W) * torch.sigmoid(GATE), "leaves out add", "N5"),
+        (lambda x: x + (x @ W + BIAS) * torch.sigmoid(GATE), "leaves out silu", "N5"),
+        (lambda x: functional.silu(x @ W + BIAS) * torch.sigmoid(GATE), "leaves out add", "N5"),
+        (lambda x: x + functional.silu(x @ W + BIAS) * GATE, "leaves out sigmoid", "N5"),
+        (lambda x: gated(x) + x, "also runs add", "N6"),
+        (lambda x: gated(x).clamp(-0.5, 0.5), "clamp", "C8"),
+        (lambda x: x - functional.silu(x @ W + BIAS) * torch.sigmoid(GATE), "sign of a term", "N5"),
+        (lambda x: x + functional.gelu(x @ W + BIAS) * torch.sigmoid(GATE), "gelu(none) instead of silu", "N2"),
     ],
 )
-def test_an_operation_that_the_port_leaves_out(port: Side, what: str, class_id: str) -> None:
-    causes = found(evidence(gated, port))
-    assert causes["operation left out"][0] == class_id
-    assert f" {what} at " in causes["operation left out"][1]
-    assert "test_edits.py" in causes["operation left out"][1]
-
-
-def test_an_operation_that_the_port_adds() -> None:
-    causes = found(evidence(gated, lambda x: gated(x) + x))
-    assert causes["operation added"][0] == "N6"
-    causes = found(evidence(gated, lambda x: gated(x).clamp(-0.5, 0.5)))
-    assert causes["operation added"][0] == "C8"
+def test_an_edit_has_its_class_and_its_line(port: Side, what: str, class_id: str) -> None:
+    found = named(gated, port)
+    assert found[0] == class_id
+    assert what in found[1]
+    assert "test_edits.py" in found[1]
 
 
 def test_parts_that_change_places() -> None:
@@ -91,14 +104,69 @@ def test_parts_that_change_places() -> None:
         b, a = PAIR.chunk(2, dim=1)
         return functional.silu(x @ a) + x @ b
 
-    assert found(evidence(fused, port))["parts exchanged"][0] == "W3"
+    assert named(fused, port)[0] == "W3"
 
 
-def test_a_difference_for_a_sum() -> None:
-    causes = found(evidence(gated, lambda x: x - functional.silu(x @ W + BIAS) * torch.sigmoid(GATE)))
-    assert causes["sign of a term"][0] == "N5"
-    causes = found(evidence(gated, lambda x: x - functional.silu(x @ W + BIAS) * torch.sigmoid(GATE), kind="latent"))
-    assert causes["sign of a term"][0] == "T8"
+def test_a_latent_with_the_opposite_sign_is_a_parametrisation() -> None:
+    port = lambda x: x - functional.silu(x @ W + BIAS) * torch.sigmoid(GATE)  # noqa: E731
+    assert named(gated, port, kind="latent")[0] == "T8"
+
+
+def attention(x: Tensor, scale: float = 0.5, causal: bool = True) -> Tensor:
+    scores = (x @ W) @ x.mT * scale
+    keep = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    return (scores.masked_fill(~keep, float("-inf")) if causal else scores).softmax(-1) @ x
+
+
+@pytest.mark.parametrize(
+    ("reference", "port", "class_id", "words"),
+    [
+        (lambda x: functional.gelu(x @ W), lambda x: functional.gelu(x @ W, approximate="tanh"), "N2", "gelu(tanh) instead of gelu(none)"),
+        (lambda x: functional.layer_norm(x @ W, (8,), eps=1e-2), lambda x: functional.layer_norm(x @ W, (8,), eps=1e-5), "N1", "eps 1e-05 instead of 0.01"),
+        (lambda x: functional.layer_norm(x @ W, (8,), eps=1e-2), lambda x: functional.rms_norm(x @ W, (8,), eps=1e-2), "N3", "the mean is not removed"),
+        (attention, lambda x: attention(x, 0.25), "A5", "scale 0.25 instead of 0.5"),
+        (attention, lambda x: attention(x, causal=False), "A1", "the causal mask is missing"),
+        (lambda x: functional.scaled_dot_product_attention(x @ W, x, x, scale=0.5), lambda x: ((x @ W) @ x.mT * 0.3).softmax(-1) @ x, "A5", "0.3 instead of 0.5"),
+        (lambda x: (x @ W).clamp(-1, 1), lambda x: (x @ W).clamp(-1, 0.5), "C8", "bounded"),
+        (lambda x: torch.tanh(x / 30) * 30, lambda x: torch.tanh(x / 50) * 50, "W12", "50 instead of 30"),
+        (lambda x: functional.pad(x @ W, (1, 1)), lambda x: functional.pad(x @ W, (1, 1), mode="reflect"), "V3", "pads with reflection_pad1d"),
+        (lambda x: x.var(-1, keepdim=True) + x, lambda x: x.var(-1, keepdim=True, unbiased=False) + x, "N3", "correction 0"),
+    ],
+)  # fmt: skip
+def test_an_operation_that_is_another(reference: Side, port: Side, class_id: str, words: str) -> None:
+    found = named(reference, port)
+    assert found[0] == class_id
+    assert words in found[1]
+
+
+def test_an_edit_in_every_step_of_a_loop_counts_once() -> None:
+    def scan(decay: float) -> Side:
+        def side(x: Tensor) -> Tensor:
+            state, out = torch.zeros_like(x[:, 0]), torch.empty_like(x)
+            for t in range(x.shape[1]):
+                state = state * decay + x[:, t] @ W
+                out[:, t] = state
+            return out
+
+        return side
+
+    ev = evidence(scan(0.9), scan(0.5))
+    found = find_edits(ev)
+    assert found is not None
+    assert [e.times for e in found.explanation.edits] == [4]  # the first step has no state yet
+    assert found.names[0].class_id == "W12"
+
+
+def test_another_layout_is_no_edit() -> None:
+    """The port works on [tokens, batch, width]; its bias is missing."""
+
+    def port(x: Tensor) -> Tensor:
+        y = x.transpose(0, 1).contiguous()
+        return (y + functional.silu(y @ W) * torch.sigmoid(GATE).transpose(0, 1)).transpose(0, 1).contiguous()
+
+    class_id, text = named(gated, port)
+    assert class_id == "N5"
+    assert "leaves out add" in text
 
 
 @pytest.mark.parametrize(
@@ -111,69 +179,41 @@ def test_a_difference_for_a_sum() -> None:
 )
 def test_weights_that_differ(change: Callable[[Tensor], Tensor], class_id: str, words: str) -> None:
     other = change(W)
-    cause = found(evidence(gated, lambda x: x + functional.silu(x @ other + BIAS) * torch.sigmoid(GATE)))[
-        "other constants"
-    ]
-    assert cause[0] == class_id
-    assert words in cause[1]
+    found = cause(evidence(gated, lambda x: x + functional.silu(x @ other + BIAS) * torch.sigmoid(GATE)))
+    assert found is not None
+    assert found.class_id == class_id
+    assert words in found.text
 
 
-@pytest.mark.parametrize(
-    ("reference", "port", "class_id", "words"),
-    [
-        (gated, lambda x: x + functional.gelu(x @ W + BIAS) * torch.sigmoid(GATE), "N2", "where the reference runs silu"),
-        (lambda x: functional.gelu(x @ W), lambda x: functional.gelu(x @ W, approximate="tanh"), "N2", "approximate tanh instead of none"),
-        (lambda x: functional.layer_norm(x @ W, (8,), eps=1e-2), lambda x: functional.layer_norm(x @ W, (8,), eps=1e-5), "N1", "eps 1e-05 instead of 0.01"),
-        (lambda x: (x @ W * 0.5).softmax(-1), lambda x: (x @ W * 0.25).softmax(-1), "W12", "other 0.25 instead of 0.5"),
-    ],
-)  # fmt: skip
-def test_an_operation_that_is_another(reference: Side, port: Side, class_id: str, words: str) -> None:
-    cause = found(evidence(reference, port))["operation replaced"]
-    assert cause[0] == class_id
-    assert words in cause[1]
+def test_two_edits_are_told_as_two() -> None:
+    found = find_edits(evidence(gated, lambda x: x + functional.gelu(x @ W + BIAS) * torch.tanh(GATE)))
+    assert found is None or found.explanation.size > 2
 
 
-def test_two_operations_that_are_others_are_not_one() -> None:
-    causes = found(evidence(gated, lambda x: x + functional.gelu(x @ W + BIAS) * torch.tanh(GATE)))
-    assert "operation replaced" not in causes
+def test_the_right_port_has_no_edit() -> None:
+    assert cause(evidence(gated, gated)) is None
 
 
-@pytest.mark.parametrize(
-    "port",
-    [
-        gated,  # nothing
-        lambda x: (
-            x + functional.silu(x @ W + BIAS) * torch.sigmoid(OTHER)
-        ),  # nearly the same gate: no operation too few
-        lambda x: x + functional.gelu(x @ W + BIAS) * torch.sigmoid(GATE),  # another operation, not a missing one
-        lambda x: x + 0.5 * functional.silu(x @ W) + 0.1,  # two edits at once
-    ],
-)
-def test_what_no_single_edit_explains(port: Side) -> None:
-    causes = found(evidence(gated, port))
-    assert not {"operation left out", "operation added", "parts exchanged", "sign of a term"} & set(causes)
-
-
-def test_a_log_with_random_numbers_is_not_replayed() -> None:
+def test_a_log_with_random_numbers_has_no_sure_edit() -> None:
     def noisy(x: Tensor) -> Tensor:
         return functional.dropout(x @ W, 0.5, training=True) + BIAS
 
-    assert not found(evidence(noisy, lambda x: x @ W))
+    found = cause(evidence(lambda x: x @ W + BIAS, noisy))
+    assert found is None or found.class_id == "N8"
 
 
-def test_a_log_that_does_not_hold_the_value_is_not_replayed() -> None:
+def test_a_log_that_does_not_hold_the_value_is_no_graph() -> None:
     ev = evidence(gated, lambda x: x)
-    assert chain(replace(ev, reference=ev.reference + 1, precise=None), "ref") is None
+    assert build(ev.ref_ops, ev.r + 1) is None
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(2, 6), st.integers(2, 9), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 99))
-def test_the_missing_bias_of_any_shape_is_found_first(tokens: int, width: int, dtype: torch.dtype, seed: int) -> None:
-    w, bias, x = (
-        draw(*s, seed=seed + i).to(dtype) for i, s in enumerate([(width, width), (width,), (2, tokens, width)])
-    )
-    ev = replace(evidence(lambda x: functional.silu(x @ w + bias), lambda x: functional.silu(x @ w), x), floor=1e-5)
-    assert diagnose(ev)[0].class_id == "N5"
+@settings(max_examples=10, deadline=None)
+@given(st.integers(2, 6), st.integers(2, 9), st.integers(0, 99))
+def test_the_missing_bias_of_any_shape_is_found(tokens: int, width: int, seed: int) -> None:
+    w, bias, x = (draw(*s, seed=seed + i) for i, s in enumerate([(width, width), (width,), (2, tokens, width)]))
+    found = cause(evidence(lambda x: functional.silu(x @ w + bias), lambda x: functional.silu(x @ w), x))
+    assert found is not None
+    assert found.class_id == "N5"
 
 
 def weight_of_another_call(earlier_error: float) -> Evidence:
@@ -189,19 +229,11 @@ def weight_of_another_call(earlier_error: float) -> Evidence:
 
 
 def test_a_weight_that_was_right_at_earlier_calls() -> None:
-    assert diagnose(weight_of_another_call(0.0))[0].class_id == "W14"
+    found = cause(weight_of_another_call(0.0))
+    assert found is not None
+    assert found.class_id == "W14"
 
 
 def test_a_weight_that_was_never_right() -> None:
-    assert "W14" not in {cause.class_id for cause in diagnose(weight_of_another_call(1.0))}
-
-
-def test_a_frequency_table_rounded_to_bf16_is_a_buffer() -> None:
-    table = 10000.0 ** -(torch.arange(4, dtype=torch.float64) / 4)
-    place = torch.arange(12, dtype=torch.float64)[:, None] + 1
-
-    def side(frequencies: Tensor) -> Side:
-        return lambda x: (x * frequencies).cos()
-
-    ev = evidence(side(table), side(table.bfloat16().double()), place, kind="rope")
-    assert diagnose(ev)[0].class_id in ("W10", "P6")
+    found = cause(weight_of_another_call(1.0))
+    assert found is None or found.class_id != "W14"

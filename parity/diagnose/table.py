@@ -1,0 +1,394 @@
+"""What an edit is called: one table from edits to the class ids of BUGS.md and a sentence. The first row that fits counts.
+
+A row looks at operations and values only: what each side runs in the edit's region, which numbers differ, and what the result goes into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from parity.capture.operations import Op
+
+from .graph import MOVES, Graph
+from .masks import describe as describe_masks
+from .prints import HIDDEN
+from .search import Edit
+from .view import (
+    ACTIVATIONS,
+    ANGLES,
+    BOUNDS,
+    DROPOUT,
+    HIDING,
+    NORMS,
+    ORDERS,
+    PADS,
+    PICTURE,
+    POOLS,
+    REDUCTIONS,
+    ROOTS,
+    ROUNDING,
+    Named,
+    View,
+    at,
+    describe,
+    listed,
+    number,
+    said,
+)
+
+MOST_OF_A_MASK = 12  # operations: in larger regions other things differ besides what is hidden
+
+
+def name_edit(edit: Edit, port: Graph, kind: str) -> Named:
+    """Return the class and the sentence of an edit."""
+    view = View(edit, port, kind)
+    for row in ROWS:
+        found = row(view)
+        if found is not None:
+            return found
+    return Named("N5", said(edit), False)
+
+
+def _exchange(v: View) -> Named | None:
+    if v.edit.kind != "exchanged":
+        return None
+    shape, maker = v.edit.other.shape, v.edit.at[0]
+    weight = maker < 0 or all(u not in v.port.made for u in v.port.inputs[maker])
+    vector = not weight and all(n == 1 for n in shape[1:-1])
+    op = v.edit.port.ops[0]
+    return Named("W5" if vector else "W3", f"two parts of what {describe(op)} makes are exchanged")
+
+
+def _order(v: View) -> Named | None:
+    if v.edit.kind != "order" or v.edit.user is None:
+        return None
+    op = v.edit.user
+    if op.name == "cat":
+        return Named("C5", f"the parts are joined in another order by {describe(op)}")
+    if op.name in ("sub", "rsub"):
+        return Named(
+            "T8" if v.kind == "latent" else "N5", f"the operands of {describe(op)} are exchanged: the sign is reversed"
+        )
+    return Named("W3", f"the operands of {describe(op)} are in another order")
+
+
+def _eps(v: View) -> Named | None:
+    for op, name, ours, theirs in v.numbers:
+        root = (op.name in ("add", "clamp_min", "maximum", "clamp")) and (
+            op.whole in NORMS or v.into & ROOTS or set(v.own_names) & ROOTS
+        )
+        if name == "eps" or (root and name in ("other", "min")):
+            which = f"the {_norm_name(op)} has" if op.whole in NORMS or v.into & ROOTS else f"{op.name} runs with"
+            return Named("N1", f"{which} eps {number(theirs)} instead of {number(ours)}{at(op)}")
+    return None
+
+
+def _norm_name(op: Op) -> str:
+    return {"native_layer_norm": "layer norm", "native_group_norm": "group norm"}.get(op.whole, "norm")
+
+
+def _left_eps(v: View) -> Named | None:
+    if v.only is None or v.only[1] != ["add"] or not v.into & ROOTS or "other" not in v.only[2][0].scalars:
+        return None
+    op = v.only[2][0]
+    return Named("N1", f"eps {number(op.scalars['other'])} is {v.only[0]} by the port{at(op)}")
+
+
+def _variance(v: View) -> Named | None:
+    for op, name, ours, theirs in v.numbers:
+        if name in ("correction", "unbiased") and op.name in REDUCTIONS:
+            return Named("N3", f"the variance has correction {theirs} instead of {ours} (biased or not){at(op)}")
+        if name == "training":
+            return Named(
+                "N8", f"the norm runs with training={theirs} instead of {ours}: statistics of the batch{at(op)}"
+            )
+    if any(op.name in NORMS and op.scalars.get("training") for op in v.own):
+        return Named("N8", f"the norm takes the statistics of the batch (training){at(v.own[-1])}")
+    return None
+
+
+def _axes(v: View) -> Named | None:
+    mine = next((op for op in v.own if op.name in REDUCTIONS), None)
+    theirs = next((op for op in v.ref if op.name in REDUCTIONS), None)
+    if (
+        mine is None
+        or theirs is None
+        or mine.name != theirs.name
+        or v.numbers
+        or not mine.outputs
+        or not theirs.outputs
+    ):
+        return None
+    if mine.outputs[0].numel() == theirs.outputs[0].numel() or mine.inputs[0].numel() != theirs.inputs[0].numel():
+        return None
+    a, b = (
+        theirs.inputs[0].numel() // max(1, theirs.outputs[0].numel()),
+        mine.inputs[0].numel() // max(1, mine.outputs[0].numel()),
+    )
+    return Named("N7", f"{mine.name} runs over {b} numbers instead of {a}: the statistics are of other axes{at(mine)}")
+
+
+def _norm_kind(v: View) -> Named | None:
+    if v.only is None or not v.only[2]:
+        return None
+    which, names, ops = v.only
+    if (
+        "sub" in names
+        and "mean" in names
+        and len(names) <= 3
+        and (v.into & (ROOTS | {"pow", "mul", "square", "native_layer_norm"}))
+    ):
+        return Named(
+            "N3",
+            f"the mean is {'removed' if which == 'added' else 'not removed'} by the port before the norm{at(ops[-1])}",
+        )
+    return None
+
+
+def _activation(v: View) -> Named | None:
+    mine, theirs = _activations(v.own), _activations(v.ref)
+    small = len(v.own) <= 8 and len(v.ref) <= 8
+    if mine and theirs and mine != theirs and small:
+        return Named("N2", f"the activation is {' then '.join(mine)} instead of {' then '.join(theirs)}{at(v.own[-1])}")
+    for op, name, ours, other in v.numbers:
+        if op.name in ACTIVATIONS or name == "approximate":
+            return Named("N2", f"the activation {op.name} runs with {name}={other} instead of {ours}{at(op)}")
+    return None
+
+
+def _activations(ops: tuple[Op, ...]) -> list[str]:
+    plain = [op for op in ops if op.name in ACTIVATIONS or op.name == "tanh"]
+    return [op.name if not op.scalars.get("approximate") else f"{op.name}({op.scalars['approximate']})" for op in plain]
+
+
+def _scale(v: View) -> Named | None:
+    if not v.into & {"softmax", "_softmax"}:
+        return None
+    for op, name, ours, theirs in v.numbers:
+        if op.name in ("mul", "div") and name == "other":
+            return Named(
+                "A5",
+                f"attention ran with scale {number(theirs if op.name == 'mul' else 1 / theirs)} instead of {number(ours if op.name == 'mul' else 1 / ours)}{at(op)}",
+            )
+    names = set(v.ref_names) | set(v.own_names)
+    products = {"mm", "bmm", "matmul"}
+    if (
+        names & {"mul", "div"}
+        and names <= {"mul", "div"} | products
+        and all(len(op.inputs) == 1 or op.name in products for op in (*v.ref, *v.own))
+    ):
+        mine, theirs = _factor(v.own), _factor(v.ref)
+        where = at((v.own or v.ref)[-1])
+        return Named("A5", f"attention scores are scaled by {number(mine)} instead of {number(theirs)}{where}")
+    return None
+
+
+def _factor(ops: tuple[Op, ...]) -> float:
+    product = 1.0
+    for op in ops:
+        if op.name not in ("mul", "div"):
+            continue
+        other = op.scalars.get("other", 1)
+        product = product * other if op.name == "mul" else product / other
+    return product
+
+
+def _masks(v: View) -> Named | None:
+    if len(v.own) + len(v.ref) > MOST_OF_A_MASK:
+        return None
+    names = set(v.ref_names) | set(v.own_names)
+    hidden = (v.edit.value <= HIDDEN, v.edit.other <= HIDDEN) if v.edit.value.is_floating_point() else None
+    boolean = not v.edit.value.is_floating_point() and not v.edit.value.is_complex()
+    later = v.edit.kind == "replaced" and bool(v.into & HIDING) and hidden is not None and not bool(hidden[1].any())
+    if (
+        hidden is not None
+        and not later
+        and bool(hidden[0].any() or hidden[1].any())
+        and hidden[0].shape == hidden[1].shape
+        and bool((hidden[0] != hidden[1]).any())
+    ):
+        return _mask(v, ~hidden[0], ~hidden[1])
+    if (
+        boolean
+        and v.edit.value.dtype == v.edit.other.dtype
+        and str(v.edit.value.dtype) == "torch.bool"
+        and names <= ORDERS | MOVES | {"arange", "add", "sub", "lift_fresh"}
+    ):
+        return _mask(v, v.edit.value, v.edit.other)
+    for op, name, ours, theirs in v.numbers:
+        if op.name in ("tril", "triu", "lt", "le", "gt", "ge"):
+            return Named(
+                "A11", f"{op.name} runs with {name} {theirs} instead of {ours}: the mask's edge is off{at(op)}"
+            )
+    return None
+
+
+def _mask(v: View, keep_r: Any, keep_p: Any) -> Named:
+    change = describe_masks(keep_r, keep_p)
+    where = at(v.edit.user or (v.own or v.ref)[-1]) if v.own or v.ref or v.edit.user else ""
+    if change is not None:
+        return Named(change.class_id, change.text + where)
+    return Named("A2", f"the mask differs{where}", False)
+
+
+def _angle(v: View) -> Named | None:
+    names = set(v.ref_names) | set(v.own_names)
+    if not (v.into | names) & ANGLES:
+        return None
+    if v.numbers:
+        op, name, ours, theirs = v.numbers[0]
+        class_id = "P2" if op.name in ("add", "sub", "arange") else "P5"
+        what = "positions are offset" if class_id == "P2" else "the angles are scaled"
+        return Named(
+            class_id, f"{what}: {op.name} with {name} {number(theirs)} instead of {number(ours)}{at(op)}", False
+        )
+    if v.only is not None and v.only[1] == ["add"] and len(v.only[2][0].inputs) == 1:
+        op = v.only[2][0]
+        return Named(
+            "P2",
+            f"positions are offset: {op.name} of {number(op.scalars.get('other'))} is {v.only[0]} by the port{at(op)}",
+        )
+    if v.only is not None and v.only[1] == ["neg"]:
+        return Named("P7", f"the rotation has the opposite sign: neg is {v.only[0]} by the port{at(v.only[2][0])}")
+    return None
+
+
+def _padding(v: View) -> Named | None:
+    for op, name, ours, theirs in v.numbers:
+        if (
+            name in ("padding", "count_include_pad", "pad") and op.name in POOLS | PADS | {"convolution"}
+        ) or op.name in PADS:
+            return Named("V3", f"{op.name} runs with {name} {theirs} instead of {ours}: other padding{at(op)}")
+        if op.name == "convolution" or op.name in POOLS:
+            return Named("W12", f"{op.name} runs with {name} {theirs} instead of {ours}{at(op)}")
+    pads = [n for n in (*v.own_names, *v.ref_names) if n in PADS]
+    if pads and set(v.own_names) ^ set(v.ref_names) and len(v.own) + len(v.ref) <= 6:
+        return Named(
+            "V3",
+            f"the port pads with {listed(v.own_names)} where the reference runs {listed(v.ref_names)}{at((v.own or v.ref)[0])}",
+        )
+    return None
+
+
+def _bounds(v: View) -> Named | None:
+    names = v.ref_names + v.own_names
+    if not names or not set(names) <= BOUNDS:
+        return None
+    class_id = "V10" if v.kind in PICTURE else "C8"
+    return Named(class_id, f"the values are bounded otherwise: {said(v.edit)}")
+
+
+def _rounding(v: View) -> Named | None:
+    names = set(v.ref_names) | set(v.own_names)
+    if not names & ROUNDING or not names <= ROUNDING | {"clamp", "_to_copy", "div", "mul", "add"}:
+        return None
+    return Named("V10" if v.kind in PICTURE else "Q2", f"the values are rounded otherwise: {said(v.edit)}")
+
+
+def _dropped(v: View) -> Named | None:
+    if set(v.own_names) & DROPOUT:
+        return Named("N8", f"dropout is active in the port{at(v.own[0])}")
+    return None
+
+
+def _resize(v: View) -> Named | None:
+    names = [n for n in (*v.ref_names, *v.own_names) if n.startswith(("upsample_", "_upsample_", "grid_sampl"))]
+    if not names:
+        return None
+    return Named("C6", f"the resize differs: {said(v.edit)}", len(v.ref_names) <= 3)
+
+
+def _only(v: View) -> Named | None:
+    """One side runs something that the other does not."""
+    if v.only is None:
+        return None
+    which, names, ops = v.only
+    verb = "leaves out" if which == "left out" else "also runs"
+    text = f"the port {verb} {listed(names)}{at(ops[-1])}"
+    small = len(names) <= 4
+    first = set(names)
+    if first <= HIDING | ORDERS | {"add", "scalar_tensor", "full", "ones"} and first & (HIDING | ORDERS):
+        return Named("A2", text, small)
+    if names == ["roll"] or names == ["flip"]:
+        return Named("C7" if names == ["flip"] else "D3", text, False)
+    if first <= BOUNDS:
+        return Named("V10" if v.kind in PICTURE else "C8", text)
+    if names == ["add"] and which == "added" and _twice(v, ops[0]):
+        return Named("N6", f"{text}: its operand was added before")
+    if any(op.whole in NORMS or op.name in NORMS for op in ops) and which == "added":
+        return Named("N6" if _twice(v, ops[0]) else "N5", text, small)
+    if first <= {"mul", "div"} and all(len(op.inputs) == 1 for op in ops):
+        if v.kind == "latent":
+            return Named("C10", f"{text}: the factor {number(_factor(ops))}")
+        return Named("N5", f"{text}: the factor {number(_factor(ops))}", v.kind not in ("schedule",))
+    return Named("N5", text, small)
+
+
+def _twice(v: View, op: Op) -> bool:
+    """Tell whether one of the operands went into an operation of this name on the way to the other one before."""
+    graph, i = v.port, v.edit.port.places[v.edit.port.ops.index(op)]
+    given = graph.inputs[i]
+    for u in given if len(given) == 2 else ():
+        other = given[1 - given.index(u)]
+        if any(graph.ops[j].name == op.name and u in graph.inputs[j] for j in graph.cone(other)):
+            return True
+    return False
+
+
+def _constant(v: View) -> Named | None:
+    """The same operations with other numbers."""
+    if not v.numbers or len(v.own) > 8:
+        return None
+    op, name, ours, theirs = v.numbers[0]
+    pairs = list(dict.fromkeys((number(b), number(a)) for _, _, a, b in v.numbers))
+    said_ = ", ".join(f"{b} instead of {a}" for b, a in pairs[:3])
+    if op.name == "add" and name == "alpha" and isinstance(ours, (int, float)) and ours == -theirs:
+        return Named("T8" if v.kind == "latent" else "N5", f"a term is added with the opposite sign{at(op)}")
+    return Named("W12", f"the port runs {op.name} with {name} {said_}{at(op)}")
+
+
+def _sign(v: View) -> Named | None:
+    if sorted([v.ref_names, v.own_names]) in ([["add"], ["sub"]], [["neg"], []]) or (
+        v.only is not None and v.only[1] == ["neg"]
+    ):
+        op = (v.own or v.ref)[0]
+        return Named(
+            "T8" if v.kind == "latent" else "N5",
+            f"the sign of a term is reversed: {said(v.edit)}{'' if v.own else at(op)}",
+        )
+    return None
+
+
+def _operand(v: View) -> Named | None:
+    """The same operation on something else."""
+    if v.edit.kind != "operand" or v.ref or v.own or v.edit.user is None:
+        return None
+    return Named("C2", f"{describe(v.edit.user)} takes another value than in the reference", False)
+
+
+def _same(v: View) -> Named | None:
+    """The same operations in another order, or on other operands."""
+    if not v.ref or sorted(v.ref_names) != sorted(v.own_names) or len(v.ref) > 6:
+        return None
+    if v.ref_names == v.own_names:
+        if v.ref_names == ["cat"]:
+            return Named("C5", f"the parts are joined in another order{at(v.own[-1])}")
+        return Named("N5", f"{listed(v.own_names)} run on other operands than in the reference{at(v.own[-1])}", False)
+    return Named(
+        "N3",
+        f"the port runs {listed(v.own_names)} in another order than the reference's {listed(v.ref_names)}{at(v.own[-1])}",
+        False,
+    )
+
+
+def _replaced(v: View) -> Named | None:
+    if not v.ref or not v.own:
+        return None
+    return Named("N5", said(v.edit), len(v.ref) + len(v.own) <= 3)
+
+
+ROWS: tuple[Callable[[View], Named | None], ...] = (
+    _exchange, _order, _dropped, _variance, _eps, _left_eps, _masks, _scale, _angle, _axes, _norm_kind, _activation, _padding, _resize,
+    _bounds, _rounding, _sign, _operand, _only, _constant, _same, _replaced,
+)  # fmt: skip

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parity.align.gradients import with_parameter_rules, without_gradients
 from parity.align.inference import Inferred, infer_names
 from parity.align.listed import aligned
+from parity.align.results import fit_results
 from parity.align.traces import align
 from parity.align.trials import SAME
-from parity.capture import split_inputs
 from parity.capture.environment import environment_differences
-from parity.capture.probes import RESULT, Function, Modules, Probe
-from parity.capture.upcast import upcast_in_place
-from parity.case import Case, Rounded, Setting, Side
+from parity.capture.probes import Probe
+from parity.case import Case, Rounded, Setting
 from parity.compare.floors import FIXED, Floors, is_low_precision
 from parity.compare.measure import measure
+from parity.compare.returned import judge_results, known_rules, lone_results
 from parity.compare.verdict import judge
 from parity.diagnose import diagnose as _diagnose
 from parity.diagnose.evidence import Evidence
-from parity.errors import ParityFailure, SideError, TraceError
+from parity.errors import CaseError, ParityFailure, SideError, TraceError
 from parity.locate.first import first_divergence, owner
 from parity.locate.nonfinite import find_nonfinite
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
-from parity.run.backward import asking_for_gradients, with_backward
+from parity.run.backward import with_backward
+from parity.run.given import Arguments, Model, dtype_of, module_of, pair_of_inputs, side_of
 from parity.run.side import grafting, run_side
 from parity.trace import Trace
 from parity.trace.names import NameMap, load_names, parse_names
 
 __all__ = ["assert_parity", "check", "compare", "diagnose_tensors", "find_nonfinite", "load_tensor"]
 
-Model = nn.Module | tuple[Callable[..., Any], nn.Module]
 Names = NameMap | Sequence[Mapping[str, Any]] | str | Path | None
 
 
@@ -53,7 +50,9 @@ def check(
     isolate: bool = True,
     probes: Callable[[Any], Sequence[Probe]] | None = None,
     port_probes: Callable[[Any], Sequence[Probe]] | None = None,
+    port_inputs: Any = None,
     allow_unaligned: float | None = None,
+    relax: Sequence[str] = (),
     label: str = "check",
     zoom: str = "",
     backward: bool = False,
@@ -61,13 +60,15 @@ def check(
     """Run two implementations on the same inputs and tell whether the port computes what the reference computes.
 
     reference, port: modules, or pairs (function, module) where `function(module, *inputs)` runs it.
-    inputs: a tuple or dict of arguments, or a pair (reference's, port's) of those when the two sides take different ones.
+    inputs: a tuple or dict of arguments. port_inputs: the port's, where it takes others (a pair (reference's, port's) as `inputs` is understood
+        too, when it cannot mean two arguments).
     names: a name map (rules, or a YAML file), whole or in part: its rules win, `{port: REGEX, apart: true}` forbids a pair, and what it leaves open is
         aligned by names, weights, order, shapes and values. `Result.alignment` lists every pair with its evidence.
     floor: "auto" measures what a right port may be off by; a number is a fixed relative tolerance.
     isolate: also compare every site alone in float64, which finds faults below the noise and all independent ones at once.
     allow_unaligned: share of the reference's sites that may stay without a partner; half of them when not given, and any where the results of both
         sides agree in float64 (then the whole is known to be right, however little of its inside can be compared).
+    relax: rules of "the same result" (docs/floors.md) that do not hold here: "names", "extra", "missing", "dtype", "empty", "left".
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
     backward: also go backward, from the loss that is returned or from the same random cotangents on both sides, and compare the gradients of every
         module's outputs, inputs and parameters; a function that takes training steps itself is compared in what its optimisers get and leave.
@@ -77,31 +78,40 @@ def check(
     """
     from parity.pipeline import run_case
 
-    left, right = _pair_of_inputs(inputs)
+    fixed = None if floor == "auto" else _limit("floor", _number(floor))
+    if allow_unaligned is not None:
+        _share("allow_unaligned", allow_unaligned)
+    left, right = pair_of_inputs(reference, port, inputs, port_inputs)
+    dtypes = dtype_of(reference), dtype_of(port)
+    excused = dict.fromkeys(relax, "as asked for")
+    if dtypes[0] != dtypes[1]:
+        excused |= {"dtype": f"the weights are {dtypes[0]} (reference), {dtypes[1]} (port)".replace("torch.", "")}
+    ours = Arguments(left)
     case = Case(
         system="check",
         name=label,
         text="two modules",
-        reference=_side(reference, left, probes, backward),
-        port=_side(port, right, port_probes or probes, backward),
+        reference=side_of(reference, ours, probes),
+        port=side_of(port, ours if right is left else Arguments(right), port_probes or probes),
         inputs=lambda setting: None,
         names=_names(names),
         allow_dtypes={".*": "two models given as they are: their dtypes are their own"},
+        relax=known_rules(excused),
     )
-    setting = Setting(dtype=_dtype(_module(reference)))
+    setting = Setting(dtype=dtypes[0])
     if backward:
         case = replace(case, reference=with_backward(case.reference), port=with_backward(case.port))
     case, inferred = _with_inferred_names(case, setting)
     if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
         allow_unaligned = 1.0
     if backward:
-        case = replace(case, names=with_parameter_rules(case.names, _module(reference), _module(port)))
+        case = replace(case, names=with_parameter_rules(case.names, module_of(reference), module_of(port)))
     result, _ = run_case(
         case,
         setting,
         isolate=isolate,
         free=False,
-        fixed=None if floor == "auto" else float(floor),
+        fixed=fixed,
         allowance=0.5 if allow_unaligned is None else allow_unaligned,
         zoom=zoom,
     )
@@ -139,12 +149,19 @@ def compare(
     """
     from parity.pipeline import cover, verdict_of
 
+    if rtol is not None:
+        _limit("rtol", rtol)
+    _limit("atol", atol)
+    _share("allow_unaligned", allow_unaligned)
     for side, trace in (("reference", reference), ("port", port)):
         if not len(trace):
             raise TraceError(f"the {side} trace holds no record")
-    alignment = align(reference, port, names, by_value=by_value)
-    rows = measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol))
-    divergences = judge(rows, alignment, reference, port)
+    port = fit_results(reference, port)
+    alignment, ends, said = lone_results(align(reference, port, names, by_value=by_value), reference, port)
+    rows, others = judge_results(
+        measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol)), alignment
+    )
+    divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends], key=lambda d: d.order)
     coverage = cover(alignment, reference, port, rows)
     first = first_divergence(divergences)
     complete = reference.manifest.complete and port.manifest.complete
@@ -166,7 +183,7 @@ def compare(
         rows=tuple(rows),
         alignment=aligned(rows),
         environment=_environment(reference, port),
-        notes=(*_order_notes(reference, port), *_unmeasured_notes(rows), *alignment.notes),
+        notes=(*_order_notes(reference, port), *_unmeasured_notes(rows), *alignment.notes, *said),
         case=label,
         system=reference.manifest.system,
         command="parity compare REFERENCE PORT --map names.yaml",
@@ -219,64 +236,25 @@ def load_tensor(text: str) -> Tensor:
 # -- pieces -----------------------------------------------------------------------------------------------------------
 
 
-def _module(model: Model) -> nn.Module:
-    return model[1] if isinstance(model, tuple) else model
+def _share(name: str, value: float) -> float:
+    """Return a share. Raises CaseError for what is none."""
+    if not 0.0 <= value <= 1.0:
+        raise CaseError(f"{name}: {value} is no share from 0 to 1")
+    return float(value)
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+def _limit(name: str, value: float) -> float:
+    """Return a tolerance. Raises CaseError for what limits nothing."""
+    if not 0.0 <= value < float("inf"):
+        raise CaseError(f"{name}: {value} is no tolerance: give a finite number, 0 or larger")
+    return float(value)
 
 
-def _side(model: Model, inputs: Any, probes: Callable[[Any], Sequence[Probe]] | None, backward: bool = False) -> Side:
-    """Wrap a given model as a side of a case: it is never rebuilt, and only copies of it are upcast."""
-    function, module = model if isinstance(model, tuple) else (None, model)
-    args, kwargs = split_inputs(inputs)
-    program = types.SimpleNamespace(run=function)  # what it returns is seen when it is called through here
-    seen = probes or (lambda current: [Modules(current)])
-    # Backward, the loss is what the gradients come from: it must stay the run's own.
-    results = [Function(program, "run", RESULT, kind="output")] if function is not None and not backward else []
-
-    def run(current: nn.Module, given: Any) -> Any:
-        # The inputs belong to the side, not to the case: cloned, so that a model that writes into them harms nobody.
-        own_args, own_kwargs = _copied((args, kwargs))
-        if next((p.dtype for p in current.parameters()), None) is torch.float64 or getattr(
-            current, "_parity_upcast", False
-        ):
-            own_args, own_kwargs = upcast_in_place((own_args, own_kwargs))
-        if torch.is_grad_enabled():
-            own_args, own_kwargs = asking_for_gradients((own_args, own_kwargs))
-        called = current if function is None else functools.partial(program.run, current)
-        return called(*own_args, **own_kwargs)
-
-    def upcast(current: nn.Module) -> nn.Module:
-        wide: nn.Module = upcast_in_place(copy.deepcopy(current))
-        wide._parity_upcast = True  # type: ignore[assignment]
-        return wide
-
-    return Side(
-        build=lambda setting: module,
-        run=run,
-        probes=lambda current: [*seen(current), *results],
-        modules=lambda current: {"": current},
-        upcast=upcast,
-    )
-
-
-def _copied(value: Any) -> Any:
-    """Copy arguments for one run, whole: a cache object too, and two names of one tensor stay two names of one tensor."""
-    from parity.capture import nested
-
-    whole = {id(t): t.detach().clone() for _, t in nested.tensors(value) if t.requires_grad and not t.is_leaf}
+def _number(floor: str | float) -> float:
     try:
-        return copy.deepcopy(value, whole)
-    except Exception:  # something in it cannot be copied (a generator, a lock): its tensors are
-        return nested.replace(value, lambda path, t: t.detach().clone())
-
-
-def _pair_of_inputs(inputs: Any) -> tuple[Any, Any]:
-    if isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(part, (tuple, dict)) for part in inputs):
-        return inputs
-    return inputs, inputs
+        return float(floor)
+    except ValueError:
+        raise CaseError(f'floor: {floor!r} is neither "auto" nor a number') from None
 
 
 def _names(names: Names) -> NameMap:

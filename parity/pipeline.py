@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parity.align.pairs import Alignment
 from parity.align.pieces import fit_calls
+from parity.align.results import fit_results
 from parity.align.traces import align
 from parity.capture.environment import environment_differences
 from parity.case import Case, Fault, Setting, Variation
@@ -23,6 +24,7 @@ from parity.compare.gradients import heal_gradients
 from parity.compare.invariants import TIER, broken, checked
 from parity.compare.measure import measure, own_errors
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
+from parity.compare.returned import is_empty, judge_results, lone_results
 from parity.compare.verdict import judge, lone_states
 from parity.diagnose.explain import explain
 from parity.errors import SideError
@@ -31,6 +33,7 @@ from parity.result import Coverage, Culprit, Divergence, Result, Row
 from parity.run.side import Inject, Runs, grafting, reseating, run_side
 from parity.trace import Trace
 
+EMPTY = "the result has no elements: it compares nothing"
 Progress = Callable[[str], None]
 
 
@@ -104,22 +107,32 @@ def run_case(
     reference = prepared.reference
     with _timed(seconds, "port", say):
         port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference)).trace
-    port, pieces = fit_calls(reference, port)
+    port, pieces = fit_calls(reference, fit_results(reference, port, case.relax))
     runs = Runs(reference, port, prepared.precise, pieces=pieces)
-    notes: list[str] = [*case.quirks, *prepared.notes]
+    notes: list[str] = [
+        *case.quirks,
+        *prepared.notes,
+        *(f"rule {rule!r} relaxed: {why}" for rule, why in case.relax.items()),
+    ]
+    notes += [f"{trace.manifest.side}: {note}" for trace in (reference, port) for note in trace.manifest.notes]
     if pieces:
         notes.append(
             f"{len(pieces)} calls of the port are parts of the reference's, or the reverse: joined before they were compared"
         )
     with _timed(seconds, "compare", say):
-        alignment = align(reference, port, case.names, case.allow_unaligned)
+        alignment, ends, said = lone_results(
+            align(reference, port, case.names, case.allow_unaligned), reference, port, case.relax
+        )
+        notes += said
         rows = measure(alignment.pairs, reference, port, prepared.floors)
         evidence = case.names.evidence()
         rows = [replace(row, how=evidence.get(row.site, row.how)) for row in rows]
         rows, same = excuse_masks(rows, alignment, reference, port)
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         rows = _excuse_rounding(rows, reference, port, setting, notes)
-        divergences = judge(rows, alignment, reference, port, axis_words=case.axis_words)
+        rows, others = judge_results(rows, alignment, case.relax)
+        found = judge(rows, alignment, reference, port, axis_words=case.axis_words)
+        divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
         divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
         notes += [healed] if healed else []
         lone = lone_states(alignment, reference, port)
@@ -138,6 +151,8 @@ def run_case(
         with _timed(seconds, "free run", say):
             runs.free = run_side(case, "port", setting, inject=inject).trace
     coverage = cover(alignment, reference, port, rows)
+    if is_empty(alignment, case.relax):
+        notes.append(EMPTY)
     notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
     if divergences or local:  # alone, a state that is not held is a matter of coverage
         divergences = [*divergences, *lone]
@@ -248,6 +263,7 @@ def _isolate(
     except SideError as error:
         notes.append(f"no isolation: {error}")
         return [], rows
+    port = fit_results(precise, port, case.relax)
     if runs.pieces:
         port, _ = fit_calls(precise, port)
     runs.isolated = port
@@ -326,7 +342,7 @@ def _conclude(
         else None
     )
     return Result(
-        verdict=verdict_of(everything, coverage, complete, allowance),  # type: ignore[arg-type]
+        verdict=verdict_of(everything, coverage, complete and EMPTY not in notes, allowance),  # type: ignore[arg-type]
         first=first,
         culprit=culprit,
         causes=(),

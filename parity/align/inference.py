@@ -28,8 +28,8 @@ from parity.align.by_values import (
 from parity.align.by_weights import Fusion, WeightMatch, changed_leaves, held_leaves, match_weights
 from parity.align.trials import Hypothesis, renamed, try_pairs
 from parity.align.written import Known, Sides, write_map
-from parity.capture.probes import RESULT, root_label
-from parity.trace import Record, Trace
+from parity.capture.probes import root_label
+from parity.trace import ENDS, Record, Trace
 from parity.trace.names import NameMap
 
 Rerun = Callable[
@@ -173,7 +173,7 @@ def _hypotheses(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> 
 def results_of(trace: Trace) -> tuple[str, ...]:
     """Return the sites of what a run returns: of its program, or of its outermost module."""
     sites = trace.sites()
-    program = tuple(s for s in sites if s.partition(".")[0] == RESULT)
+    program = tuple(dict.fromkeys(r.site for r in trace if r.role == "return"))
     root = trace.records[0].site.partition(".in.")[0] if trace.records else ""
     return program or tuple(s for s in sites if (s == root or s.startswith(f"{root}.")) and ".in." not in s)
 
@@ -323,10 +323,11 @@ def _loose(matches: Matches, fused: Mapping[str, Fusion], sides: Sides) -> bool:
 
 
 def _firsts(trace: Trace) -> dict[str, Record]:
-    """Return the first record of each site, in order of execution."""
+    """Return the first record of each site, in order of execution; results of the whole run have rules of their own."""
     found: dict[str, Record] = {}
     for record in trace.records:
-        found.setdefault(record.site, record)
+        if record.role not in ENDS:
+            found.setdefault(record.site, record)
     return found
 
 

@@ -21,8 +21,8 @@ def find_layout(reference: Tensor, port: Tensor) -> tuple[str, dict[str, int], f
 
     The pattern is empty when the tensors have the same shape and no other arrangement is better. None when no arrangement has the shape.
     """
-    if reference.numel() != port.numel():
-        return None
+    if reference.numel() != port.numel() or (reference.shape != port.shape and not (reference.dim() and port.dim())):
+        return None  # a pattern names axes: there is none to or from a single number
     best: tuple[str, dict[str, int], float] | None = None
     if reference.shape == port.shape:
         best = ("", {}, _error(reference, port))

@@ -13,7 +13,7 @@ from parity.align.gradients import stopped
 from parity.align.pairs import Alignment, Pair
 from parity.errors import CaseError
 from parity.result import format_key
-from parity.trace import Record, Trace
+from parity.trace import ENDS, Record, Trace
 from parity.trace.names import NameMap, Target
 
 
@@ -32,7 +32,7 @@ def align(
     """
     candidates = _named(port, names)
     if by_value and names is None and _foreign(reference, port):
-        candidates = {}
+        candidates = {key: found for key, found in candidates.items() if found[0].role in ENDS}
     pairs: list[Pair] = []
     used: set[str] = set()
     for record in reference:
@@ -46,7 +46,10 @@ def align(
         from parity.align.unnamed import match_by_value
 
         paired = {p.reference.key for p in pairs}
-        loose = [r for r in reference if r.key not in paired], [p for p in port if p.key not in used]
+        loose = (
+            [r for r in reference if r.key not in paired and r.role not in ENDS],
+            [p for p in port if p.key not in used and p.role not in ENDS],
+        )
         found_pairs, notes = match_by_value(reference, port, loose[0], loose[1])
         pairs = sorted([*pairs, *found_pairs], key=lambda pair: pair.reference.order)
         used |= {p.port.key for p in found_pairs}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from collections.abc import Mapping
@@ -39,13 +40,14 @@ def capture(
     with torch.no_grad():
         if path is None:
             with Recorder(probes or [Modules(model)], keep=keep, manifest=manifest) as recorder:
-                model(*args, **kwargs)
+                recorder.record_end(model(*args, **kwargs))
             return recorder.trace
         with (
             TraceWriter(Path(path), manifest) as writer,
-            Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest),
+            Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest) as recorder,
         ):
-            model(*args, **kwargs)
+            recorder.record_end(model(*args, **kwargs))
+            writer.manifest = dataclasses.replace(writer.manifest, returned=True)
     from parity.trace.store import load_trace
 
     return load_trace(Path(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping
 from typing import Any
@@ -124,8 +125,6 @@ def _children(value: Any) -> list[tuple[str, Any]]:
 def _rebuild(value: Any, changed: dict[str, Any]) -> Any:
     if isinstance(value, Mapping):
         # Model outputs are mappings with attributes: change a shallow copy in place, so that both views agree.
-        import copy
-
         new = copy.copy(value)
         for key in value:
             new[key] = changed[str(key)]  # type: ignore[index]
@@ -134,4 +133,7 @@ def _rebuild(value: Any, changed: dict[str, Any]) -> Any:
         return type(value)(**changed)
     if isinstance(value, (tuple, list)):
         return type(value)(changed[str(i)] for i in range(len(value)))
-    return dataclasses.replace(value, **changed)
+    new = copy.copy(value)  # not `replace`: fields that __init__ does not take, and what __post_init__ made, stay
+    for name, child in changed.items():
+        object.__setattr__(new, name, child)
+    return new

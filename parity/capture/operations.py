@@ -194,9 +194,9 @@ def _keep(value: Tensor) -> Tensor:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors inside nested tuples, lists and dicts."""
+    """Return the tensors inside nested tuples, lists and dicts; those without strides hold no plain row of numbers."""
     if isinstance(value, Tensor):
-        return [value]
+        return [value] if value.layout is torch.strided else []
     if isinstance(value, (tuple, list)):
         return [t for item in value for t in tensors_in(item)]
     if isinstance(value, dict):

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-RESULT = "result"  # the site of what a program returns that is more than one module
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from parity.capture import nested
 from parity.capture.gradients import GradientHooks, Stand
 from parity.capture.probes import Call, Function, Gradients, Modules, Probe, Scope, State
+from parity.capture.returned import BUFFERS, Watch, plain, read_returned
 from parity.capture.wrapping import by_target, wrap
 from parity.errors import CaseError
 from parity.result import format_key
@@ -117,6 +118,9 @@ class Recorder:
         """Write one tensor down; return its replacement in the run, or None. coords: where it belongs, if not to this moment."""
         if self._paused or _is_fake(value) or (role in ("in", "out") and _going_backward()):
             return None
+        if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+            with self._pause():
+                value = plain(value)
         replaced: Tensor | None = None
         for target in self.names.targets(site) or ():
             current = value if replaced is None else replaced
@@ -125,6 +129,22 @@ class Recorder:
         if replaced is not None and value.requires_grad and torch.is_grad_enabled():
             return cast(Tensor, Stand.apply(value, replaced))
         return replaced
+
+    def record_end(self, result: Any, left: Watch | None = None, number: torch.dtype = torch.float32) -> None:
+        """Write down what the run returned and what it left behind in its inputs and buffers: the last records of the order."""
+        found = read_returned(result, number)
+        for site, value in found.leaves.items():
+            self.record(site, value, "output", "return")
+        for site, value in (left.changed() if left is not None else {}).items():
+            self.record(self._renamed(site), value, "output", "after")
+        notes = tuple(f"{path} ({name}) is no value: not compared" for path, name in found.opaque.items())
+        self.trace = self.trace.with_manifest(returned=True, notes=(*self.trace.manifest.notes, *notes))
+
+    def _renamed(self, site: str) -> str:
+        """Return the site of a buffer under the name that the map gives to its module."""
+        path, _, name = site.removeprefix(f"{BUFFERS}.").rpartition(".")
+        targets = self.names.targets(path) if site.startswith(BUFFERS) and path else None
+        return f"{BUFFERS}.{targets[0].site}.{name}" if targets else site
 
     def _record_target(
         self, target: Target, origin: str, value: Tensor, kind: str, role: str, where: Mapping[str, int] | None

@@ -88,6 +88,63 @@ def upcast_in_place(value: Any) -> Any:
     return _upcast(value, {})
 
 
+def upcast_copy(module: nn.Module, original: nn.Module | None = None) -> nn.Module:
+    """Return a copy of `module` in float64.
+
+    Nothing that it shares with itself (or with the `original` that it is a copy of) is changed: what a copy holds in common with
+    it, because some `__deepcopy__` returns its own object, is copied again before it is cast.
+    """
+    shared: dict[int, Any] = {}
+    for root in (module, original):
+        if root is not None:
+            _gather(root, shared)
+    wide = copy.deepcopy(module)
+    memo: dict[int, Any] = {id(item): (item, _second_copy(item)) for item in _common(wide, shared)}
+    return cast(nn.Module, _upcast(wide, memo))
+
+
+def _gather(value: Any, found: dict[int, Any]) -> None:
+    """Collect every object that holds attributes, by identity."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if id(item) in found or isinstance(item, (*_LEAVES, Tensor, torch.dtype)):
+            continue
+        if isinstance(item, dict):
+            parts: list[Any] = list(item.values())
+        elif isinstance(item, (list, tuple)):
+            parts = list(item)
+        else:
+            parts = list(vars(item).values()) if hasattr(item, "__dict__") else []
+        found[id(item)] = item
+        todo += parts
+
+
+def _common(copied: Any, shared: dict[int, Any]) -> list[Any]:
+    own: dict[int, Any] = {}
+    _gather(copied, own)
+    return [
+        item
+        for key, item in own.items()
+        if key in shared and hasattr(item, "__dict__") and not isinstance(item, (nn.Module, types.MethodType))
+    ]
+
+
+def _second_copy(item: Any) -> Any:
+    """Return a copy of one level in float64, whatever the object's own copying does; the object itself where that cannot be."""
+    try:
+        twin = object.__new__(type(item))
+        vars(twin).update(vars(item))
+    except TypeError:
+        return item
+    for name, value in list(vars(twin).items()):
+        if isinstance(value, Tensor):
+            vars(twin)[name] = _wide_tensor(value)
+        elif isinstance(value, torch.dtype):
+            vars(twin)[name] = _WIDE.get(value, value)
+    return twin
+
+
 def _upcast(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, torch.dtype):
         return _WIDE.get(value, value)

@@ -33,6 +33,7 @@ class Side:
     probes(model) says what is seen of it.
     modules(model) names its root modules (for upcasting, weights and settings): site prefix -> module.
     upcast(model) returns a copy in float64 that keeps every rounded constant; the default deep-copies the model and casts its modules.
+    inputs(setting) makes this side's own inputs, where the two sides take different ones.
     """
 
     build: Callable[[Setting], Any]
@@ -40,6 +41,7 @@ class Side:
     probes: Callable[[Any], Sequence[Probe]]
     modules: Callable[[Any], Mapping[str, torch.nn.Module]]
     upcast: Callable[[Any], Any] | None = None
+    inputs: Callable[[Setting], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Case:
     reseat: sites at which the port continues with the reference's value once its own is recorded (the model's input at each forward), so that
         every step is judged from the same state; regular expressions.
     allow_unaligned: sites that have no counterpart, with the reason (regular expression -> reason), on either side.
+    relax: rules of "the same result" (docs/floors.md) that do not hold here, with the reason (rule -> reason).
     allow_dtypes: sites that the port may keep in a coarser dtype than the reference does in a half-precision run, with the reason.
     axes: the coordinates' axes in nesting order.
     axis_words: what the axes of a mask are called, in the order in which they are spoken (regular expression for sites -> name -> axis): a difference
@@ -125,6 +128,7 @@ class Case:
     axes: tuple[str, ...] = ()
     allow_unaligned: Mapping[str, str] = field(default_factory=dict)
     allow_dtypes: Mapping[str, str] = field(default_factory=dict)
+    relax: Mapping[str, str] = field(default_factory=dict)
     axis_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     frames: Callable[[Trace], Any] | None = None  # frames [F,H,W,3] uint8 from a trace, for pictures
     rounded: Rounded | None = None

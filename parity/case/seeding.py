@@ -6,8 +6,10 @@ device, another framework version or another language draws the same noise.
 
 from __future__ import annotations
 
+import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -50,3 +52,19 @@ def integers(shape: Sequence[int], high: int, seed: int, name: str) -> Tensor:
     """Return int64 numbers in [0, high) of the stream (seed, name)."""
     count = int(np.prod(shape, dtype=np.int64))
     return torch.from_numpy((uniform(seed, name, count) * high).astype(np.int64).reshape(tuple(shape)))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let a run draw the same random numbers every time, and give back the state that was there before."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    kept = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])

@@ -19,6 +19,8 @@ HIDDEN = -9.9e3  # additive masks hide with at least this much: -1e4 and a bias
 _LEAST = [torch.finfo(dtype).min for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)]
 _SENTINELS = (*_LEAST, *(least / 2 for least in _LEAST), *(-(10.0**n) for n in range(4, 39)))
 _BIAS, _COARSE = 100.0, 2.0**-8  # what a bias adds to a sentinel, and bf16 rounds off
+_HUGE = 1e3  # times the usual size: a massive activation
+_DROWNED = 1e-2  # of the norm is what all others hold together: an error of theirs does not show
 _SMALL = 1e-4  # a record this much smaller than its site usually is, is judged on the site's scale
 
 
@@ -63,7 +65,12 @@ def error_of(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
     """Relative L2 error of all elements, or of those that a mask does not hide where that is larger: what it hides with drowns its bias."""
     error = relative_l2(p, r, scale)
     p, r = _wide(p), _wide(r)
-    if not r.numel() or float(r.min()) > HIDDEN:
+    if not r.numel():
+        return error
+    small = drowned_places(r)
+    if small is not None:
+        error = max(error, relative_l2(p[small], r[small]))
+    if float(r.min()) > HIDDEN:
         return error
     hidden = hidden_places(r)
     if hidden is None or bool(hidden.all()):
@@ -72,9 +79,34 @@ def error_of(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
     return max(error, relative_l2(p[seen], r[seen]))
 
 
+def drowned_places(r: Tensor) -> Tensor | None:
+    """Return where the elements are that a few huge ones drown: at most a hundredth of all holds nearly the whole norm. None where that is not so."""
+    size = r.abs().flatten()
+    if not _is_peaked(size):
+        return None
+    usual = float(size[size > 0].median()) if bool((size > 0).any()) else 0.0
+    huge = size > _HUGE * usual
+    if not 0 < int(huge.sum()) <= max(1, size.numel() // 100):
+        return None
+    rest = ~huge & torch.isfinite(size)
+    if float(torch.linalg.vector_norm(size[rest])) > _DROWNED * float(torch.linalg.vector_norm(size)):
+        return None
+    return rest.reshape(r.shape)
+
+
+def _is_peaked(size: Tensor) -> bool:
+    """Tell cheaply whether a hundredth of the elements can hold the whole norm: the largest is far above the usual."""
+    if size.numel() < 8:
+        return False
+    largest = float(size.max())
+    return largest * largest >= 0.9 * min(size.numel(), 100) * float(size.square().mean())
+
+
 def broadcast(r: Tensor, p: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return both values in their common shape when they differ in axes of size one only: a table for all samples, or one for each."""
-    if r.dim() != p.dim() or any(n != m and 1 not in (n, m) for n, m in zip(r.shape, p.shape, strict=True)):
+    if r.dim() != p.dim() or any(
+        n != m and not (n and m and 1 in (n, m)) for n, m in zip(r.shape, p.shape, strict=True)
+    ):
         return None
     left, right = torch.broadcast_tensors(r, p)
     return left, right
@@ -127,7 +159,7 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
         if wrong.diverged or (not ref.is_float and bool(_differs(r, p).any())):
             return replace(row, diverged=True)
     if r.numel() == 0:
-        return replace(row, error=0.0, bitwise=True)
+        return replace(row, error=0.0, bitwise=True, diverged=_class_of(r) != _class_of(p))
     if not ref.is_float:
         share = float(_differs(r, p).double().mean())
         max_abs = float((_wide(p) - _wide(r)).abs().max())
@@ -142,6 +174,18 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
             diverged=share > floor,
         )
     return _measure_floats(row, r, p, _scale_of(ref, scales), floors)
+
+
+def _class_of(value: Tensor) -> str:
+    """Return what kind of numbers a dtype holds: nothing else tells two empty tensors apart."""
+    return "complex" if value.is_complex() else "float" if value.is_floating_point() else str(value.dtype == torch.bool)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    """Return 20 log10(signal / noise); infinite without noise, and where a norm is too large for a number."""
+    if not (signal > 0 and noise > 0 and math.isfinite(signal) and math.isfinite(noise)):
+        return math.inf
+    return 20 * (math.log10(signal) - math.log10(noise))
 
 
 def _is_picture(record: Record) -> bool:
@@ -173,8 +217,8 @@ def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors
         norm_d = float(torch.linalg.vector_norm(d))
     norm_r, norm_p = float(torch.linalg.vector_norm(wr)), float(torch.linalg.vector_norm(wp))
     whole = max(norm_r, scale) or norm_p
-    error = norm_d / whole if whole > 0 else 0.0
-    if float(wr.min()) <= HIDDEN:
+    error = norm_d / whole if 0 < whole < math.inf else math.inf if whole and norm_d else 0.0
+    if float(wr.min()) <= HIDDEN or _is_peaked(wr.abs()):
         error = max(error, error_of(wp, wr, scale))
     rms = whole / math.sqrt(wr.numel())
     size = d.abs()
@@ -186,7 +230,7 @@ def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors
         error=error,
         max_abs=max_abs,
         cosine=float(wr.dot(wp)) / (norm_r * norm_p) if norm_r > 0 and norm_p > 0 else float(norm_r == norm_p),
-        sqnr_db=20 * math.log10(whole / norm_d) if norm_d > 0 and whole > 0 else math.inf,
+        sqnr_db=_decibels(whole, norm_d),
         ulp=max_abs / (rms * unit) if rms > 0 else 0.0,
         over=float((size > row.floor * (wr.abs() + rms)).double().mean()) if diverged else 0.0,
         bitwise=norm_d == 0 and not any(counts) and r.dtype == p.dtype,

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +21,10 @@ from parity.capture.module_state import ModuleState, own_state, states_of
 from parity.capture.operations import WindowsClosed
 from parity.capture.probes import Gradients, Modules, Probe
 from parity.capture.recorder import Override, Recorder
+from parity.capture.returned import Watch
 from parity.capture.upcast import keep_double, upcast_in_place
 from parity.case import Case, Setting, Side
-from parity.case.seeding import normal
+from parity.case.seeding import normal, seeded
 from parity.errors import ParityError, SideError
 from parity.result import format_key
 from parity.trace import Manifest, Record, Trace
@@ -84,7 +85,8 @@ def run_side(
     doing = f"{case.label}: building the {which}"
     try:
         with ExitStack() as stack:
-            inputs = _on_device(case.inputs(setting), setting.device)
+            stack.enter_context(seeded(setting.seed))
+            inputs = _on_device((side.inputs or case.inputs)(setting), setting.device)
             model = side.build(setting)
             context = inject(model) if inject is not None else None
             stack.enter_context(context if context is not None else nullcontext())
@@ -122,8 +124,12 @@ def run_side(
                     complete=False,
                 ),
             )
-            with torch.set_grad_enabled(trains), suppress(WindowsClosed), recorder, around or nullcontext():
-                side.run(model, inputs)
+            left = Watch(inputs, side.modules(model))
+            with torch.set_grad_enabled(trains), suppress(WindowsClosed), recorder:
+                with around or nullcontext():
+                    result = side.run(model, inputs)
+                    result = list(result) if isinstance(result, Iterator) else result
+                recorder.record_end(result, left, _number(setting, upcast))
             return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {})
     except ParityError:
         raise
@@ -135,6 +141,11 @@ def _states(side: Side, model: Any, probes: Sequence[Probe]) -> dict[str, Module
     """Return what the modules hold, by path; of a root that is observed under a name of its own, only what is its own."""
     roots = {p.prefix + p.root_name: own_state(p.root) for p in probes if isinstance(p, Modules)}
     return roots | states_of(side.modules(model))
+
+
+def _number(setting: Setting, upcast: bool) -> torch.dtype:
+    """Return the dtype that stands for a Python float in a result: it was read from a tensor of the run."""
+    return torch.float64 if upcast or setting.dtype == torch.float64 else torch.float32
 
 
 def _eagerly() -> AbstractContextManager[Any]:

@@ -1,6 +1,7 @@
 """What happened: records, manifests, their files and fingerprints. No opinion, no model."""
 
 from parity.trace.records import (
+    ENDS,
     FORMAT_VERSION,
     KINDS,
     Manifest,
@@ -13,6 +14,7 @@ from parity.trace.records import (
 )
 
 __all__ = [
+    "ENDS",
     "FORMAT_VERSION",
     "KINDS",
     "Manifest",

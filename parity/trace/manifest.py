@@ -44,6 +44,8 @@ _MANIFEST: Mapping[str, Any] = {
     "notes": list,
     "axes": dict,
     "parameters": dict,
+    "buffers": dict,
+    "returned": bool,
     "version": int,
 }
 _PARAMETER: Mapping[str, Any] = {"shape": list, "dtype": str, "stats": dict}
@@ -84,8 +86,11 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(note, str) for note in fields.get("notes", ())):
         raise ValueError("notes must be text")
     _all_integers(fields.get("axes", {}).values(), "axes")
-    weights = {name: _parameter(item) for name, item in fields.get("parameters", {}).items()}
-    return Manifest(**fields | {"notes": tuple(fields.get("notes", ())), "parameters": weights})
+    described = {
+        kind: {name: _parameter(item) for name, item in fields.get(kind, {}).items()}
+        for kind in ("parameters", "buffers")
+    }
+    return Manifest(**fields | {"notes": tuple(fields.get("notes", ()))} | described)
 
 
 def _parameter(item: Any) -> Parameter:

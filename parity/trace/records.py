@@ -17,6 +17,7 @@ from parity.result import format_key
 
 FORMAT_VERSION = 1
 KINDS = ("input", "activation", "rope", "kv", "mask", "schedule", "latent", "frame", "weight", "gradient", "output")
+ENDS = ("return", "after")  # roles of what a run returned and of what it left behind: the last of the order
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Record:
     """One tensor seen at one site and coordinates.
 
     site: the point of the computation (in the reference's names when the capture had a name map). coords: axis -> index, in nesting
-    order. module: path of the innermost module that was running, whose code made the value (for an input: the caller). role: "in", "out", "function", "state" or "static". origin: the
+    order. module: path of the innermost module that was running, whose code made the value (for an input: the caller). role: "in", "out", "function", "state",
+    "return" (what the run returned) or "after" (what it left behind). origin: the
     site's own name before a name map renamed it. layout: the einops pattern that was applied, if any. function: where the code that returned the
     value begins ("file:line"; not stored).
     """
@@ -111,6 +113,8 @@ class Manifest:
     notes: tuple[str, ...] = ()
     axes: Mapping[str, int] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)  # weights by name; none where nobody looked
+    buffers: Mapping[str, Parameter] = field(default_factory=dict)  # tables, statistics and caches before the run
+    returned: bool = False  # what the run returned is among the records, also where it returned nothing
     version: int = FORMAT_VERSION
 
 

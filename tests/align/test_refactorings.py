@@ -153,7 +153,7 @@ def test_a_model_matches_its_copy_bit_for_bit_with_state_that_is_written_in_plac
 def test_what_a_program_returns_is_compared():
     net, x = nn.Linear(D, D), torch.randn(2, D)
     result = parity.check((lambda m, x: m(x) * 2, net), (lambda m, x: m(x) * 3, net), (x,))
-    assert (result.verdict, result.first.site, result.culprit.module) == ("diverged", "result", "model")
+    assert (result.verdict, result.first.site, result.culprit.module) == ("diverged", "return", "model")
 
 
 def test_the_user_forbids_a_pair():

@@ -177,7 +177,7 @@ import parity
 model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 trace = capture(model, (torch.ones(2, 3),), path={out!r})
 assert trace.manifest.complete, trace.manifest
-assert len(parity.load_trace({out!r})) == len(trace) == 8, len(trace)
+assert len(parity.load_trace({out!r})) == len(trace) == 9, len(trace)
 own = {{m.partition(".")[0] for m in sys.modules}} & refused
 assert not own, own
 print("recorded", trace.sites()[0])

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 
 
-
 @dataclass(frozen=True)
 class Call:
     """One call of an observed function: its arguments by name (`self` included for methods patched on a class), and its result."""

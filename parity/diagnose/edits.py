@@ -22,8 +22,9 @@ from parity.result import Cause
 SECONDS = 2.5  # for the search at one divergence
 MOST_OPS = 4000
 LARGE = 10  # operations in all regions: more say where, not what
-CONFIDENCE = {"sure": 0.9, "open": 0.5, "large": 0.3}  # replayed
-VERIFIED = {"sure": 0.97, "open": 0.7, "large": 0.5}
+CONFIDENCE = {"sure": 0.9, "general": 0.7, "open": 0.3, "large": 0.2}  # replayed
+VERIFIED = {"sure": 0.97, "general": 0.8, "open": 0.7, "large": 0.5}
+GENERAL = ("N5", "W13")  # classes that say that something differs: the place is proven, the kind is not
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def find_edits(ev: Evidence) -> Found | None:
     if found is None:
         return None
     bare = [e for e in found.edits if not e.reference.ops and not e.port.ops]
-    if len(bare) == len(found.edits) and all(e.which not in ref.made for e in bare):
+    if len(bare) == len(found.edits):
+        if any(e.which in ref.made for e in bare):
+            return None  # other values on equal ways, and no way to say what is done to them
         return Found(found, (name_constants(bare, ev),) * len(bare), late)
     return Found(found, tuple(name_edit(e, port, ev.kind) for e in found.edits), late)
 
@@ -67,6 +70,7 @@ def causes_of(found: Found, ev: Evidence, verified: Verified | None = None) -> l
     best = next((n for n in told if names[n].sure), best)
     named, edit = names[best], edits[best]
     grade = "large" if found.explanation.size > LARGE + 2 * len(edits) else "sure" if named.sure else "open"
+    grade = "general" if grade == "sure" and named.class_id in GENERAL else grade
     text = named.text + (f" ({_count(edits)})" if len(edits) > 1 or edit.times > 1 else "")
     if verified is not None:
         many = "this one edit" if len(edits) == 1 else f"these {len(edits)} edits"
@@ -97,9 +101,12 @@ def line_of(found: Found) -> Op | None:
 
 
 def merged(own: list[Cause], facts: Sequence[Cause], most: int = 5) -> tuple[Cause, ...]:
-    """Return edits and facts as one list, the surest first; of one class only the first."""
+    """Return edits and facts as one list, the surest first; of one class only the first.
+
+    An edit proves where and how much; where it has no name of its own, a fact that fits the values may say better what.
+    """
     kept: dict[str, Cause] = {}
-    for cause in sorted([*own, *facts], key=lambda c: (c.proof != "verified", -c.confidence)):
+    for cause in sorted([*own, *facts], key=lambda c: (-c.confidence, c.proof != "verified")):
         kept.setdefault(cause.class_id, cause)
     return tuple(kept.values())[:most]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from parity.capture.operations import Op
+from parity.capture.operations import Op, own_frame
 from parity.case import Case, Setting
 from parity.compare.floors import Floors
 from parity.diagnose import diagnose
@@ -62,7 +62,9 @@ def explain(
         if i == 0:
             own, line = _edits(case, setting, runs, evidence, inject, limits)
             if line is not None and line.source:
-                culprits[0] = replace(culprits[0], source=_relative(line.source), code=line.code)
+                # What both sides run was given something else by the port's own code around it.
+                place = own_frame(line.frames, window.common) or line
+                culprits[0] = replace(culprits[0], source=_relative(place.source), code=place.code)
             causes = list(merged(own, diagnose(evidence)))
         divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
     return replace(

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from parity.capture.operations import Op, OpLog, WindowsClosed
-from parity.diagnose.edits import GENERAL
-from parity.diagnose.edits import causes_of, find_edits
+from parity.diagnose.edits import GENERAL, causes_of, find_edits
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.graph import build
 from parity.result import Cause

@@ -34,7 +34,7 @@ def check(path):
     return report
 
 
-def edit(source, target, change=lambda tensors: None, **metadata):
+def edit(source, target, change=lambda tensors: None, /, **metadata):
     """Write a changed copy: `change` edits the dict of tensors, `metadata` replaces header entries."""
     tensors = load_file(source)
     change(tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parity.capture.operations import Op
 from parity.diagnose.congruence import explain
@@ -65,9 +65,8 @@ def causes_of(found: Found, ev: Evidence, verified: Verified | None = None) -> l
     verified: what the whole port says with the edits undone.
     """
     edits, names = found.explanation.edits, found.names
-    best = next((n for n in range(len(names)) if names[n].sure), 0)
-    told = [n for n in range(len(names)) if edits[n].reference.ops or edits[n].port.ops]
-    best = next((n for n in told if names[n].sure), best)
+    told = [n for n in range(len(names)) if edits[n].reference.ops or edits[n].port.ops] or list(range(len(names)))
+    best = next((n for n in told if names[n].sure), told[0])
     named, edit = names[best], edits[best]
     grade = "large" if found.explanation.size > LARGE + 2 * len(edits) else "sure" if named.sure else "open"
     grade = "general" if grade == "sure" and named.class_id in GENERAL else grade
@@ -105,6 +104,8 @@ def merged(own: list[Cause], facts: Sequence[Cause], most: int = 5) -> tuple[Cau
 
     An edit proves where and how much; where it has no name of its own, a fact that fits the values may say better what.
     """
+    sure = {f.class_id: f.confidence for f in reversed(facts)}
+    own = [replace(c, confidence=max(c.confidence, sure.get(c.class_id, 0.0))) for c in own]  # two ways, one answer
     kept: dict[str, Cause] = {}
     for cause in sorted([*own, *facts], key=lambda c: (-c.confidence, c.proof != "verified")):
         kept.setdefault(cause.class_id, cause)

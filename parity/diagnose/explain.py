@@ -63,8 +63,9 @@ def explain(
             own, line = _edits(case, setting, runs, evidence, inject, limits)
             if line is not None and line.source:
                 # What both sides run was given something else by the port's own code around it.
-                place = own_frame(line.frames, window.common) or line
-                culprits[0] = replace(culprits[0], source=_relative(place.source), code=place.code)
+                place = own_frame(line.frames, window.common) or (line if culprits[0].source is None else None)
+                if place is not None:
+                    culprits[0] = replace(culprits[0], source=_relative(place.source), code=place.code)
             causes = list(merged(own, diagnose(evidence)))
         divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,7 +160,9 @@ def compare(
     port = fit_results(reference, port)
     alignment, ends, said = lone_results(align(reference, port, names, by_value=by_value), reference, port)
     rows, others = judge_results(
-        measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol)), alignment
+        measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol)),
+        alignment,
+        deployed=_deployed(reference),
     )
     divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends], key=lambda d: d.order)
     coverage = cover(alignment, reference, port, rows)
@@ -333,6 +336,12 @@ def _trace_evidence(first: Divergence, alignment: Any, reference: Trace, port: T
         port_at=port.at,
         sites=reference.sites(),
     )
+
+
+def _deployed(trace: Trace) -> str:
+    """Return the dtype that most weights of a captured model have; nothing when its trace does not describe them."""
+    counts = Counter(one.dtype for one in trace.manifest.parameters.values())
+    return max(counts, key=lambda dtype: counts[dtype], default="") or trace.manifest.dtype
 
 
 def _environment(reference: Trace, port: Trace) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def run_case(
         rows, same = excuse_masks(rows, alignment, reference, port)
         rows, order, benign = excuse_permutations(rows, alignment, reference, port)
         rows = _excuse_rounding(rows, reference, port, setting, notes)
-        rows, others = judge_results(rows, alignment, case.relax)
+        rows, others = judge_results(rows, alignment, case.relax, reference.manifest.dtype)
         found = judge(rows, alignment, reference, port, axis_words=case.axis_words)
         divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
         divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)

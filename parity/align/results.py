@@ -1,7 +1,8 @@
 """Which part of the port's result is which of the reference's: two results are the same whatever container holds them.
 
 Names of keys and fields count where both sides give names; where one side gives none (a tuple, a bare tensor), the order counts. A
-container of one part is its part. A list of equal shapes is the tensor that stacking it gives, where the other side has that tensor.
+container of one part is its part. A list of equal shapes is the tensor that stacking it gives, where the other side has that tensor; a batch
+of one sample is that sample.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ def fit_results(reference: Trace, port: Trace, relax: Collection[str] = ()) -> T
     left, right = _tree(reference), _tree(port)
     renamed: dict[str, str] = {}
     stacked: dict[str, list[str]] = {}
-    _pair(left, right, relax, renamed, stacked)
-    if not stacked and all(key == site for key, site in renamed.items()):
+    opened: set[str] = set()
+    _pair(left, right, relax, renamed, stacked, opened)
+    if not stacked and not opened and all(key == site for key, site in renamed.items()):
         return port
-    return _rebuilt(port, renamed, stacked)
+    return _rebuilt(port, renamed, stacked, opened)
 
 
 def _tree(trace: Trace) -> _Node:
@@ -51,10 +53,19 @@ def _tree(trace: Trace) -> _Node:
 
 
 def _pair(
-    left: _Node, right: _Node, relax: Collection[str], renamed: dict[str, str], stacked: dict[str, list[str]]
+    left: _Node,
+    right: _Node,
+    relax: Collection[str],
+    renamed: dict[str, str],
+    stacked: dict[str, list[str]],
+    opened: set[str],
 ) -> None:
     if left.record is not None and right.record is not None:
         renamed[right.record.site] = left.record.site
+        if left.record.shape and right.record.shape == (1, *left.record.shape):
+            opened.add(right.record.site)  # a batch of one, where the reference gives its one sample
+        elif right.record.shape and left.record.shape == (1, *right.record.shape):
+            stacked[left.record.site] = [right.record.site]
         return
     if left.record is not None and right.parts and not right.named:
         rows = [part.record for part in right.parts.values()]
@@ -68,7 +79,7 @@ def _pair(
     else:
         pairs = _pairs(left, right, relax)
     for a, b in pairs:
-        _pair(a, b, relax, renamed, stacked)
+        _pair(a, b, relax, renamed, stacked, opened)
 
 
 def _pairs(left: _Node, right: _Node, relax: Collection[str]) -> list[tuple[_Node, _Node]]:
@@ -88,7 +99,9 @@ def _stack_of(rows: Sequence[Record | None]) -> tuple[int, ...] | None:
     return (len(rows), *shape) if len(shapes) == 1 and shape is not None else None
 
 
-def _rebuilt(port: Trace, renamed: Mapping[str, str], stacked: Mapping[str, Sequence[str]]) -> Trace:
+def _rebuilt(
+    port: Trace, renamed: Mapping[str, str], stacked: Mapping[str, Sequence[str]], opened: Collection[str]
+) -> Trace:
     first = {sites[0]: (site, sites) for site, sites in stacked.items()}
     rest = {site for sites in stacked.values() for site in sites[1:]}
     taken = set(renamed.values()) | set(stacked)
@@ -109,5 +122,8 @@ def _rebuilt(port: Trace, renamed: Mapping[str, str], stacked: Mapping[str, Sequ
             site = renamed.get(record.site, record.site)
             if record.site not in renamed and site in taken:
                 site = f"{site} (port)"
+            if record.site in opened:
+                value = None if value is None else value[0]
+                record = replace(record, shape=record.shape[1:])
             made.add(record if site == record.site else replace(record, site=site, origin=record.site), value)
     return made

@@ -28,9 +28,13 @@ def known_rules(relax: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def judge_results(
-    rows: Sequence[Row], alignment: Alignment, relax: Collection[str] = ()
+    rows: Sequence[Row], alignment: Alignment, relax: Collection[str] = (), deployed: str = ""
 ) -> tuple[list[Row], list[Divergence]]:
-    """Judge the rows of results by the rules that hold for them alone. Returns the rows, and divergences that no number shows."""
+    """Judge the rows of results by the rules that hold for them alone. Returns the rows, and divergences that no number shows.
+
+    deployed: the dtype of the weights; in half precision a side may return what it computed in it, or widen that to float32.
+    """
+    widened = {"float32", deployed} if deployed in ("bfloat16", "float16") else set()
     pairs = {pair.reference.key: pair for pair in alignment.pairs}
     judged: list[Row] = []
     found: list[Divergence] = []
@@ -39,7 +43,8 @@ def judge_results(
         if pair.reference.role in ENDS:
             if row.how == "broadcast":
                 row = replace(row, diverged=True)
-            if row.dtype[0] != row.dtype[1] and "dtype" not in relax and not row.diverged:
+            other = row.dtype[0] != row.dtype[1] and set(row.dtype) != widened
+            if other and "dtype" not in relax and not row.diverged:
                 detail = f"{row.dtype[0]} in the reference, {row.dtype[1]} in the port"
                 found.append(_divergence(pair.reference, "dtype", row.error, detail))
         judged.append(row)

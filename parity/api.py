@@ -162,7 +162,7 @@ def compare(
     rows, others = judge_results(
         measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol)),
         alignment,
-        deployed=_deployed(reference),
+        deployed=_deployed(reference, port),
     )
     divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends], key=lambda d: d.order)
     coverage = cover(alignment, reference, port, rows)
@@ -338,10 +338,14 @@ def _trace_evidence(first: Divergence, alignment: Any, reference: Trace, port: T
     )
 
 
-def _deployed(trace: Trace) -> str:
-    """Return the dtype that most weights of a captured model have; nothing when its trace does not describe them."""
-    counts = Counter(one.dtype for one in trace.manifest.parameters.values())
-    return max(counts, key=lambda dtype: counts[dtype], default="") or trace.manifest.dtype
+def _deployed(*traces: Trace) -> str:
+    """Return the half-precision dtype that most weights of a captured model have, on either side; else nothing."""
+    for trace in traces:
+        counts = Counter(one.dtype for one in trace.manifest.parameters.values())
+        dtype = max(counts, key=lambda d: counts[d], default="") or trace.manifest.dtype
+        if dtype in ("bfloat16", "float16"):
+            return dtype
+    return ""
 
 
 def _environment(reference: Trace, port: Trace) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def merged(own: list[Cause], facts: Sequence[Cause], most: int = 5) -> tuple[Cau
     An edit proves where and how much; where it has no name of its own, a fact that fits the values may say better what.
     """
     sure = {f.class_id: f.confidence for f in reversed(facts)}
-    own = [replace(c, confidence=max(c.confidence, sure.get(c.class_id, 0.0))) for c in own]  # two ways, one answer
+    proven = [c for c in own if c.proof == "verified"]  # of two ways to one answer, the proof is shown
+    own = [replace(c, confidence=max(c.confidence, sure.get(c.class_id, 0.0))) if c in proven else c for c in own]
     kept: dict[str, Cause] = {}
     for cause in sorted([*own, *facts], key=lambda c: (-c.confidence, c.proof != "verified")):
         kept.setdefault(cause.class_id, cause)

@@ -16,7 +16,7 @@ from parity.compare.measure import worst
 from parity.errors import SideError
 from parity.result import Divergence, Row
 from parity.run.side import Inject, Runs, grafting, run_side
-from parity.trace import Trace
+from parity.trace import ENDS, Trace
 
 _EXACT_KINDS = frozenset({"latent"})
 _FEW = 0.01  # share of elements that may differ: a tie rounded the other way
@@ -30,8 +30,10 @@ def moved_boundaries(rows: Sequence[Row], case: Case, setting: Setting, referenc
     for row in rows:
         left, right = row.dtype
         coarser = UNIT.get(right, 0.0) > UNIT.get(left, 1.0)
+        record = reference.get(row.key)
+        if record is not None and record.role in ENDS:
+            continue  # what is returned has a rule of its own
         if coarser and row.kind != "frame" and not any(re.fullmatch(p, row.site) for p in case.allow_dtypes):
-            record = reference.get(row.key)
             found.append(
                 Divergence(
                     site=row.site,

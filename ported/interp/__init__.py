@@ -1,7 +1,7 @@
 """Interpolated diffusion, phase 2, as it is run: batched masks, gathered interpolation, windowed matching in one product.
 
 Public functions take the arguments that the specification names; state-dict keys are those of its checkpoints. The Wan
-transformer is diffusers' (`wan`). `python -m ported.interp` makes a clip from a storyboard.
+transformer is diffusers' (`wan`).
 
 | module | content |
 | --- | --- |
@@ -10,6 +10,5 @@ transformer is diffusers' (`wan`). `python -m ported.interp` makes a clip from a
 | `corruption`, `replacement`, `conditioning` | the forward process by level, what the refiner is told |
 | `film`, `denoisers`, `selector`, `rope`, `sla`, `wan`, `lora`, `refiners` | networks |
 | `training`, `sampling`, `keypoints`, `toy_data` | learning, refinement, data |
-| `storyboard`, `__main__` | keyframes on disk to a clip |
 | `faults`, `variations` | real bugs as switches; changes that a right port may make |
 """

@@ -22,7 +22,7 @@ from parity.compare.constants import excuse_constants
 from parity.compare.floors import Floors
 from parity.compare.gradients import heal_gradients
 from parity.compare.invariants import TIER, broken, checked
-from parity.compare.measure import measure, own_errors
+from parity.compare.measure import measure, own_errors, own_levels
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
 from parity.compare.verdict import judge, lone_states
@@ -66,7 +66,8 @@ def prepare(
             (f"no float64 run of the reference, fixed tolerances instead: {error}",),
         )
     records = {record.key: record for record in reference}
-    floors = Floors(fixed=fixed) if fixed is not None else floors_.measured(own_errors(reference, precise), records)
+    own = own_errors(reference, precise), own_levels(reference, precise)
+    floors = Floors(fixed=fixed) if fixed is not None else floors_.measured(own[0], records, levels=own[1])
     limits = None
     if isolate:
         moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise)).trace

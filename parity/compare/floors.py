@@ -39,12 +39,14 @@ _COARSE_FLOAT8 = 2.0**-4
 class Floors:
     """The floors of one comparison.
 
-    local: key -> the reference's own error there. pooled: site -> the largest of them. fixed: a tolerance for everything (foreign
+    local: key -> the reference's own error there. pooled: site -> the largest of them. levels: site of pictures in bytes -> the most
+    levels that a byte of the reference's own is off. fixed: a tolerance for everything (foreign
     traces, or the user's rtol); `absolute` adds an absolute one.
     """
 
     local: Mapping[str, float] = field(default_factory=dict)
     pooled: Mapping[str, float] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
     fixed: float | None = None
     absolute: float = 0.0
     measured: bool = False
@@ -66,14 +68,19 @@ def coarser(left: str, right: str) -> str:
     return left if UNIT.get(left, _COARSE_FLOAT8) >= UNIT.get(right, _COARSE_FLOAT8) else right
 
 
-def measured(errors: Mapping[str, float], records: Mapping[str, Record], least: float = 0.0) -> Floors:
+def measured(
+    errors: Mapping[str, float],
+    records: Mapping[str, Record],
+    least: float = 0.0,
+    levels: Mapping[str, float] | None = None,
+) -> Floors:
     """Build floors from the reference's own errors (key -> relative L2 against its higher-precision run)."""
     pooled: dict[str, float] = {}
     for key, error in errors.items():
         if error == error and error != float("inf"):
             site = records[key].site
             pooled[site] = max(pooled.get(site, 0.0), error)
-    return Floors(local=dict(errors), pooled=pooled, measured=True, least=least)
+    return Floors(local=dict(errors), pooled=pooled, levels=levels or {}, measured=True, least=least)
 
 
 def is_low_precision(dtype: torch.dtype) -> bool:

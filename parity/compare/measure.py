@@ -130,6 +130,16 @@ def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
     return errors
 
 
+def own_levels(reference: Trace, precise: Trace) -> dict[str, float]:
+    """Return, by site of pictures in bytes, the most levels that a byte is off in the higher-precision run."""
+    found: dict[str, float] = {}
+    for record in reference:
+        r, h = reference.tensor(record.key), precise.tensor(record.key)
+        if _is_picture(record) and r is not None and h is not None and r.shape == h.shape and r.dtype == h.dtype:
+            found[record.site] = max(found.get(record.site, 0.0), float((_wide(r) - _wide(h)).abs().max()))
+    return found
+
+
 def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, scales: Mapping[str, float]) -> Row:
     ref, got = pair.reference, pair.port
     row = Row(
@@ -163,7 +173,10 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
     if not ref.is_float:
         share = float(_differs(r, p).double().mean())
         max_abs = float((_wide(p) - _wide(r)).abs().max())
-        floor = _level_floor(ref, floors) if _is_picture(ref) and p.dtype == r.dtype and max_abs <= 1 else 0.0
+        near = (
+            _is_picture(ref) and p.dtype == r.dtype and max_abs <= max(1.0, FACTOR * floors.levels.get(ref.site, 0.0))
+        )
+        floor = _level_floor(ref, floors) if near else 0.0
         return replace(
             row,
             error=share,
@@ -194,7 +207,7 @@ def _is_picture(record: Record) -> bool:
 
 
 def _level_floor(record: Record, floors: Floors) -> float:
-    """Return the share of bytes that may be one level off: what the reference's own rounding does, and a few ties."""
+    """Return the share of bytes that may be off by a level (or FACTOR times the reference's own levels): its own share, and a few ties."""
     if not floors.measured:
         return floors.fixed if floors.fixed is not None else FRAME
     return max(FACTOR * floors.pooled.get(record.site, 0.0), FRAME, 1.5 / math.prod(record.shape))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
@@ -16,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from parity.case.jobs import Job
-from parity.errors import SideError, TraceError
-from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.errors import SideError
+from parity.result import Result
 from parity.run.side import Runs
 
 
@@ -156,11 +157,20 @@ def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None
 
 
 def report_path(result: Result, folder: Path) -> Path:
-    """Return where a result's report goes: a name made of letters, digits, '.', '_' and '-' alone, inside `folder`."""
-    parts = [result.case or "comparison", result.fault or result.variation or ""]
-    name = "-".join(p for p in parts if p)
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "comparison"
-    return folder / f"{safe[:120]}.html"
+    """Return where a result's report goes: a name made of letters, digits, '.', '_' and '-' alone, inside `folder`.
+
+    A name that is no `system/case`, or is too long, ends in a hash of the whole: no two results share a page.
+    """
+    case = result.case or "comparison"
+    name = "-".join(p for p in (case, result.fault or result.variation or "") if p)
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip(".-") or "comparison"
+    plain = re.fullmatch(r"(\w+/)?[\w.-]+", case, re.ASCII) and ("/" in case or "-" not in case)
+    if not plain or safe.lower() == "index" or len(safe) > _PAGE:
+        safe = f"{safe[:_PAGE]}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:10]}"
+    return folder / f"{safe}.html"
+
+
+_PAGE = 120  # characters of a page's name, before the hash
 
 
 def write_one(result: Result, media: Any, folder: Path) -> Path:
@@ -173,23 +183,20 @@ def write_one(result: Result, media: Any, folder: Path) -> Path:
 
 
 def write_reports(results: Sequence[tuple[Result, Any]], folder: Path) -> Path:
-    """Write reports and their index; return the index."""
+    """Write reports and their index; return the index. Results of one name have pages of their own."""
+    from parity.report.html import write_report
+
+    paths: dict[str, Path] = {}
+    listed = []
     for result, media in results:
-        write_one(replace(result, report=str(report_path(result, folder))), media, folder)
-    return _write_index([replace(r, report=str(report_path(r, folder))) for r, _ in results], folder, {})
-
-
-def read_results(paths: Sequence[Path]) -> list[Result]:
-    """Read results from JSON files (one result, or a list under "results")."""
-    found: list[Result] = []
-    for path in paths:
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-            items = raw.get("results", [raw])
-            found += [_result(item) for item in items]
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TraceError(f"cannot read the result {path}: {type(error).__name__}: {error}") from None
-    return found
+        path, count = report_path(result, folder), 1
+        while str(path).lower() in paths:
+            count += 1
+            path = report_path(result, folder).with_suffix(f".{count}.html")
+        paths[str(path).lower()] = path
+        listed.append(replace(result, report=str(path)))
+        write_report(listed[-1], path, media)
+    return _write_index(listed, folder, {})
 
 
 def _write_index(results: Sequence[Result], folder: Path, not_run: dict[str, str]) -> Path:
@@ -226,33 +233,3 @@ def _save(runs: Runs, folder: Path) -> None:
         trace = getattr(runs, name)
         if trace is not None:
             write_trace(trace, folder / name)
-
-
-def _result(raw: dict[str, Any]) -> Result:
-    """Rebuild a result from its JSON."""
-    fields = dict(raw)
-    single: tuple[tuple[str, Any], ...] = (("first", Divergence), ("culprit", Culprit))
-    several: tuple[tuple[str, Any], ...] = (
-        ("causes", Cause),
-        ("divergences", Divergence),
-        ("culprits", Culprit),
-        ("rows", Row),
-    )
-    for name, cls in single:
-        fields[name] = _record(cls, fields[name]) if fields.get(name) else None
-    for name, cls in several:
-        fields[name] = tuple(_record(cls, item) for item in fields.get(name, ()))
-    fields["coverage"] = _record(Coverage, fields["coverage"])
-    fields["notes"] = tuple(fields.get("notes", ()))
-    fields["operations"] = tuple(fields.get("operations", ()))
-    return Result(**fields)
-
-
-def _record(cls: Any, raw: dict[str, Any]) -> Any:
-    return cls(**{k: _value(v) for k, v in raw.items()})
-
-
-def _value(value: Any) -> Any:
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    return tuple(_value(v) for v in value) if isinstance(value, list) else value

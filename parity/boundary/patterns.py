@@ -49,7 +49,9 @@ class Pattern:
                         f"{self.where}: {one_line(self.text, 60)!r} has {self.groups} groups, its target names group {int(name)}"
                     )
             elif not (escape == "\\" or (escape.startswith("g<") and name in self.names)):
-                raise CaseError(f"{self.where}: {one_line(template, 60)!r} has the unknown escape \\{one_line(escape, 20)}")
+                raise CaseError(
+                    f"{self.where}: {one_line(template, 60)!r} has the unknown escape \\{one_line(escape, 20)}"
+                )
 
 
 def _compile(text: str, where: str) -> Any:

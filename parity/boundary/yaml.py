@@ -37,6 +37,6 @@ def parse_yaml(text: str, where: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH:
                 raise CaseError(f"{where}: it nests deeper than {DEPTH} levels")
-        return yaml.load(text, Loader=loader)  # noqa: S506 (a safe loader)
+        return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, RecursionError) as error:
         raise CaseError(f"{where}: {reason(error)}") from None

@@ -82,7 +82,9 @@ def record_from_json(item: Any, sketch: Tensor | None) -> Record:
     if fields.get("stats") is not None:
         fields["stats"] = _stats(fields["stats"])
         if fields["stats"].count not in (size, 2 * size):  # complex ones count both parts
-            raise ValueError(f"{one_line(fields['site'], 60)!r} has {size} elements, its statistics {fields['stats'].count}")
+            raise ValueError(
+                f"{one_line(fields['site'], 60)!r} has {size} elements, its statistics {fields['stats'].count}"
+            )
     fields["shape"] = tuple(fields["shape"])
     return Record(**fields, sketch=sketch)
 
@@ -123,7 +125,7 @@ def _stats(item: Any) -> Stats:
 def _shape(shape: list[Any]) -> int:
     """Check a shape; return its number of elements."""
     _all_integers(shape, "shape")
-    size = math.prod(shape)
+    size = int(math.prod(shape))
     if len(shape) > AXES or any(n < 0 for n in shape) or size > INTEGER:
         raise ValueError(f"no tensor has the shape {one_line(shape, 60)}")
     return size

@@ -100,7 +100,9 @@ class NameMap:
     def forbids(self, port: str, reference: str) -> bool:
         """Tell whether a rule of the user keeps a port site and a reference site apart."""
         return any(
-            rule.apart and pattern.fullmatch(port) and (not rule.reference or _compiled(rule, rule.reference).fullmatch(reference))
+            rule.apart
+            and pattern.fullmatch(port)
+            and (not rule.reference or _compiled(rule, rule.reference).fullmatch(reference))
             for pattern, rule in self._compiled  # type: ignore[attr-defined]
         )
 

@@ -25,7 +25,16 @@ from parity.trace.fingerprint import buckets
 from parity.trace.manifest import manifest_from_json, record_from_json
 from parity.trace.writer import FORMAT, MANIFEST, SHARD, TraceWriter, write_trace
 
-__all__ = ["FileSource", "TraceWriter", "in_memory", "load_trace", "natural_key", "open_safetensors", "read_metadata", "write_trace"]
+__all__ = [
+    "FileSource",
+    "TraceWriter",
+    "in_memory",
+    "load_trace",
+    "natural_key",
+    "open_safetensors",
+    "read_metadata",
+    "write_trace",
+]
 
 
 def load_trace(path: str | Path) -> Trace:

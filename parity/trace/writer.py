@@ -109,7 +109,7 @@ class TraceWriter:
 
     def _write_manifest(self) -> None:
         """Show what there is; a trace of somebody else that is whole stays until this one is."""
-        if not self._whole and (_raw_manifest(self.path) or {}).get("complete") is True:
+        if not self._whole and load_complete(self.path) is not None:
             return
         fields = manifest_to_json(self.manifest)
         fields |= {"shards": len(self._files), "files": self._files, "format": FORMAT}
@@ -124,7 +124,9 @@ def check_trace_target(path: Path) -> None:
         return
     others = [entry.name for entry in os.scandir(path) if not _OURS.fullmatch(entry.name)]
     if others:
-        raise CaseError(f"{path} is no trace (it holds {others[0]!r}): nothing was written; name a new or an empty folder")
+        raise CaseError(
+            f"{path} is no trace (it holds {others[0]!r}): nothing was written; name a new or an empty folder"
+        )
 
 
 def write_trace(trace: Trace, path: Path) -> None:
@@ -151,6 +153,12 @@ def _raw_manifest(path: Path) -> dict[str, Any] | None:
     return raw if isinstance(raw, dict) and raw.get("format") == FORMAT else None
 
 
+def load_complete(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of a trace that is there and whole, or None."""
+    raw = _raw_manifest(Path(path))
+    return raw if raw is not None and raw.get("complete") is True else None
+
+
 def _clean(path: Path) -> None:
     """Remove what no writer is writing and no manifest names: shards of a trace that was replaced, and of runs that were killed."""
     sweep(path, f".{MANIFEST}.", ".part")
@@ -161,7 +169,9 @@ def _clean(path: Path) -> None:
         return
     living = {found[1] for entry in os.scandir(path) if (found := _LOCK.fullmatch(entry.name))}
     named = raw.get("files")
-    for file in path.glob("records-*.safetensors") if isinstance(named, list) else ():
+    if not isinstance(named, list):
+        return
+    for file in path.glob("records-*.safetensors"):
         owner = file.name.removeprefix("records-").partition("-")[0]
         if file.name not in named and owner not in living:
             file.unlink(missing_ok=True)

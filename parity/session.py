@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from parity.case.jobs import Job
 from parity.errors import SideError
 from parity.result import Result
 from parity.run.side import Runs
+
+LONGEST = 110  # characters of a page's name
 
 
 @dataclass
@@ -151,49 +152,48 @@ def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None
     if options.html is not None:
         from parity.report.collect import collect_media
 
-        result = replace(result, report=str(report_path(result, options.html)))
-        write_one(result, collect_media(job.case, runs), options.html)
+        result = write_one(result, collect_media(job.case, runs), options.html)
     return Answer(result)
 
 
 def report_path(result: Result, folder: Path) -> Path:
-    """Return where a result's report goes: a name made of letters, digits, '.', '_' and '-' alone, inside `folder`.
+    """Return where a result's report goes: a name made of ASCII letters, digits, '.', '_' and '-' alone, inside `folder`."""
+    parts = [result.case or "comparison", result.fault or result.variation or ""]
+    return folder / f"{'-'.join(page_stem(p) for p in parts if p)}.html"
 
-    A name that is no `system/case`, or is too long, ends in a hash of the whole: no two results share a page.
+
+def page_stem(name: str) -> str:
+    """Return the file name of a page, less its ending: `/` becomes `-`.
+
+    A name that loses more than that, or is cut, ends in a hash of the whole, so that no two share a page.
     """
-    case = result.case or "comparison"
-    name = "-".join(p for p in (case, result.fault or result.variation or "") if p)
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip(".-") or "comparison"
-    plain = re.fullmatch(r"(\w+/)?[\w.-]+", case, re.ASCII) and ("/" in case or "-" not in case)
-    if not plain or safe.lower() == "index" or len(safe) > _PAGE:
-        safe = f"{safe[:_PAGE]}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:10]}"
-    return folder / f"{safe}.html"
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in name)
+    plain = safe == name.replace("/", "-") and "-" not in name and safe.strip(".-") == safe
+    if plain and len(safe) <= LONGEST and safe != "index":
+        return safe
+    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe.strip('.-')[:LONGEST] or 'comparison'}-{digest}"
 
 
-_PAGE = 120  # characters of a page's name, before the hash
-
-
-def write_one(result: Result, media: Any, folder: Path) -> Path:
-    """Write the report of one result; its traces may be gone afterwards."""
+def write_one(result: Result, media: Any, folder: Path) -> Result:
+    """Write the report of one result, and return the result with the page's path; its traces may be gone afterwards."""
     from parity.report.html import write_report
 
-    path = report_path(result, folder)
-    write_report(result, path, media)
-    return path
+    result = replace(result, report=str(report_path(result, folder)))
+    write_report(result, Path(str(result.report)), media)
+    return result
 
 
 def write_reports(results: Sequence[tuple[Result, Any]], folder: Path) -> Path:
-    """Write reports and their index; return the index. Results of one name have pages of their own."""
+    """Write reports and their index; return the index. Results of one name get pages of their own."""
     from parity.report.html import write_report
 
-    paths: dict[str, Path] = {}
-    listed = []
+    listed: list[Result] = []
+    taken: dict[Path, int] = {}
     for result, media in results:
-        path, count = report_path(result, folder), 1
-        while str(path).lower() in paths:
-            count += 1
-            path = report_path(result, folder).with_suffix(f".{count}.html")
-        paths[str(path).lower()] = path
+        path = report_path(result, folder)
+        taken[path] = count = taken.get(path, 0) + 1
+        path = path if count == 1 else path.with_name(f"{path.stem}--{count}.html")
         listed.append(replace(result, report=str(path)))
         write_report(listed[-1], path, media)
     return _write_index(listed, folder, {})

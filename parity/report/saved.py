@@ -30,13 +30,14 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
             items = raw.get("results", [raw]) if isinstance(raw, dict) else None
             if not isinstance(items, list) or not 0 < len(items) <= MOST_RESULTS:
                 raise ValueError('it is neither one result nor a list under "results"')
-            found += [_result(item) for item in items]
+            found += [result_from_json(item) for item in items]
         except ValueError as error:
             raise TraceError(f"cannot read the result {path}: {reason(error, 200)}") from None
     return found
 
 
-def _result(item: Any) -> Result:
+def result_from_json(item: Any) -> Result:
+    """Rebuild a result from its JSON. Raises ValueError, one line, with what is wrong."""
     if not isinstance(item, dict):
         raise ValueError(f"a result is a JSON object, not {type(item).__name__}")
     return validated(_adapter(), item)

@@ -233,8 +233,12 @@ def compare(
         float, typer.Option("--atol", help="Largest absolute difference that is never a divergence.")
     ] = 0.0,
     allow: Annotated[
-        float, typer.Option("--allow-unaligned", help="Share of reference sites that may stay without a partner.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            "--allow-unaligned",
+            help="Share of reference sites that may stay without a partner (default: under a half).",
+        ),
+    ] = None,
     by_value: Annotated[bool, typer.Option("--by-value/--by-name", help="Match what names do not by values.")] = True,
     as_json: JsonOption = None,
     html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML report.")] = None,
@@ -287,7 +291,8 @@ def golden_verify(
         try:
             report = verify_golden(path, systems)
         except ParityError as error:
-            _OUT.print(one_line(f"error  {path.name}: {error}"), markup=False, soft_wrap=True)
+            text = str(error).removeprefix(f"{path}: ")
+            _OUT.print(one_line(f"error  {path.name}: {text}"), markup=False, soft_wrap=True)
             status = max(status, 3 if isinstance(error, SideError) else 2)
             listing.append({"path": str(path), "ok": False, "error": str(error)})
             continue

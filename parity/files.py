@@ -130,7 +130,6 @@ def _try_folder(folder: Path, name: str) -> None:
     while not there.exists():
         if there.is_symlink():
             raise CaseError(f"cannot write below {there}: it is a link to nothing")
-        os.stat(there.parent)  # says what is wrong with a name that is no name
         there = there.parent
     for part in (*folder.parts, name):
         if len(os.fsencode(part)) > 255:

@@ -16,7 +16,8 @@ from parity.trace import KINDS, Manifest, Parameter, Record, Stats
 
 _NUMBER = (int, float)
 _STATS: Mapping[str, Any] = {f.name: _NUMBER for f in dataclasses.fields(Stats)} | {
-    "first_nonfinite": (int, type(None))
+    "first_nonfinite": (int, type(None)),
+    "where": str,
 }
 _RECORD: Mapping[str, Any] = {
     "site": str,

@@ -21,7 +21,7 @@ from parity.boundary.text import one_line, reason
 from parity.errors import TraceError
 from parity.result import parse_key
 from parity.trace import FORMAT_VERSION, Manifest, MemorySource, Record, Trace
-from parity.trace.fingerprint import buckets
+from parity.trace.fingerprint import BUCKETS
 from parity.trace.manifest import manifest_from_json, record_from_json
 from parity.trace.writer import FORMAT, MANIFEST, SHARD, TraceWriter, write_trace
 
@@ -114,7 +114,7 @@ def _records(listed: Any, handle: Any, names: Collection[str]) -> Iterator[tuple
         order = item["order"] if isinstance(item, dict) else None
         sketch = handle.get_tensor(f"s.{order}") if f"s.{order}" in names else None
         record = record_from_json(item, sketch)
-        if sketch is not None and sketch.numel() != buckets(record.shape):
+        if sketch is not None and sketch.numel() not in BUCKETS:
             raise ValueError(f"the sketch of {one_line(record.site, 60)!r} has {sketch.numel()} buckets")
         name = next((f"{kind}.{order}" for kind in "tc" if f"{kind}.{order}" in names), "")
         if name:

@@ -31,6 +31,7 @@ ROOMS = (
     ("pipeline",),
     ("api", "session"),
     ("lab",),
+    ("console",),
     ("pytest_plugin", "cli"),
     ("__main__",),
 )

@@ -3,55 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import re
 import runpy
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from parity.boundary.callables import load_callable
+from parity.boundary.failing import failing
+from parity.boundary.patterns import Pattern
+from parity.boundary.text import one_line
 from parity.capture.environment import describe_environment
 from parity.capture.parameters import describe_parameters
 from parity.capture.probes import Modules
 from parity.capture.recorder import Recorder
-from parity.errors import CaseError, ParityError, SideError
+from parity.errors import CaseError
 from parity.trace import Manifest
 from parity.trace.names import NameMap, load_names
-from parity.trace.store import TraceWriter
+from parity.trace.writer import TraceWriter, check_trace_target, load_complete
 
 
 def capture_command(
     target: str, args: list[str], out: Path, modules: str, model: str, full: bool, names: Path | None
 ) -> int:
     """Run `target` (a script, or package.module:callable) and record the root modules it calls; return the number of records."""
-    try:
-        re.compile(modules)
-    except re.error as error:
-        raise CaseError(f"--modules {modules!r} is no regular expression: {error}") from None
+    Pattern(modules, "--modules")
+    check_trace_target(out)
     work = _resolve(target, args)
     name_map = load_names(names) if names is not None else NameMap()
     manifest = Manifest(environment=describe_environment(), complete=False, notes=(f"captured from {target}",))
+    kept = "" if load_complete(out) is None else "; the earlier trace stays"
+    end = kept or f"; the trace in {out} is incomplete"
     with TraceWriter(out, manifest) as writer, RootCapture(writer, modules, model, full, name_map) as roots:
-        try:
+        with failing(target, end):
             work()
-        except SystemExit as stop:
-            if stop.code not in (None, 0):
-                raise SideError(f"{target} stopped with status {stop.code}; the trace in {out} is incomplete") from stop
-        except ParityError:
-            raise
-        except Exception as error:
-            line = (str(error).splitlines() or [""])[0]
-            raise SideError(
-                f"{target} failed: {type(error).__name__}: {line}; the trace in {out} is incomplete"
-            ) from error
-    if not roots.count:
-        raise CaseError(
-            f"{target} called no module" + (f" of class {model}" if model else "") + ": nothing was recorded"
-        )
+        if not roots.count:
+            of = f" of class {one_line(model, 60)}" if model else ""
+            raise CaseError(f"{target} called no module{of}: nothing was recorded{kept}")
     return roots.count
 
 
@@ -109,19 +99,12 @@ def _resolve(target: str, args: list[str]) -> Any:
         if not path.is_file():
             raise CaseError(f"no script at {target}")
         return lambda: _run_script(path, args)
-    name, _, attribute = target.partition(":")
-    if not attribute:
-        raise CaseError(f"{target} is neither a script.py nor package.module:callable")
-    sys.path.insert(0, "")
-    try:
-        function = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise CaseError(f"cannot load {target}: {error}") from None
+    function = load_callable(target)
     return lambda: function(*args)
 
 
 def _run_script(path: Path, args: list[str]) -> None:
-    with _arguments([str(path), *args], str(path.resolve().parent)), torch.no_grad():
+    with _arguments([str(path), *args], str(path.resolve().parent)):
         runpy.run_path(str(path), run_name="__main__")
 
 

@@ -83,6 +83,8 @@ def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, 
     if shape != row.shape:
         detail = f"shape {list(row.shape)} (reference), {list(shape)} (port)"
         return replace(base, metric="shape", error=math.inf, detail=detail)
+    if r is not None and p is not None and r.is_complex() != p.is_complex():
+        return replace(base, metric="dtype", detail=f"{row.dtype[0]} in the reference, {row.dtype[1]} in the port")
     if row.nonfinite[0] != row.nonfinite[1]:
         detail = f"{row.nonfinite[0]} non-finite values (reference), {row.nonfinite[1]} (port)"
         base = replace(base, metric="nonfinite", error=float(abs(row.nonfinite[1] - row.nonfinite[0])), detail=detail)

@@ -68,7 +68,7 @@ def status_of(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError):
         return 2, "parity: not enough memory for this input"
     text = one_line(f"parity: unexpected {type(error).__name__}: {reason(error)}", 240)
-    return 2, f"{text} (PARITY_DEBUG=1 shows where)"
+    return 2, f"{text} (parity --traceback COMMAND shows where)"
 
 
 def check_outputs(

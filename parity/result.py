@@ -190,7 +190,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain JSON values (non-finite floats become strings)."""
-        return _plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
+        return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
 
     def write_json(self, path: Path) -> None:
         """Write the result to `path` atomically."""
@@ -218,15 +218,16 @@ def parse_key(key: str) -> tuple[str, dict[str, int]]:
     return site, coords
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it; numbers that are not finite become strings."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if value is None or isinstance(value, (str, int, bool)):
         return value
     if hasattr(value, "item"):
-        return _plain(value.item())
+        return plain(value.item())
     return str(value)

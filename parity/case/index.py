@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from parity.errors import CaseError
+from parity.errors import CaseError, ParityError
 from parity.files import write_text
 
 FOLDER = ".parity_cache"
@@ -42,7 +42,7 @@ def keep_listing(root: Path, files: list[Path], systems: Mapping[str, Any]) -> N
     }
     try:
         write_text(_place(root, files), json.dumps(listing))
-    except OSError:
+    except (OSError, ParityError):
         return
 
 

@@ -40,3 +40,11 @@ def test_every_file_that_a_page_names_exists():
     }
     assert len(named) >= 10
     assert sorted(pair for pair in named if not (ROOT / pair[1]).is_file()) == []
+
+
+LONGEST_FILE = 400
+
+
+def test_no_file_of_the_harness_is_too_long_to_read():
+    files = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in (ROOT / "parity").rglob("*.py")}
+    assert {name: n for name, text in files.items() if (n := len(text.splitlines())) > LONGEST_FILE} == {}

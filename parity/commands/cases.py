@@ -1,0 +1,113 @@
+"""Commands on cases: what there is, and running it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parity.commands.options import ERR, OUT, CasesOption, JsonOption, write_results
+from parity.console import check_outputs
+from parity.errors import CaseError
+
+
+def list_(
+    names: Annotated[list[str] | None, typer.Argument(metavar="SYSTEM...", help="Systems (default: all).")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="One kind alone: cases, faults, variations or goldens (may be repeated)."),
+    ] = None,
+    cases: CasesOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> int:
+    """List systems, their cases, faults and variations: parity list, parity list wan --only faults."""
+    from parity.case.discovery import list_systems
+    from parity.report.listing import KINDS, filter_listing, listing_lines
+
+    unknown = [kind for kind in only or [] if kind not in KINDS]
+    if unknown:
+        raise CaseError(f"--only {unknown[0]}: there are {', '.join(KINDS)}")
+    listing = filter_listing(list_systems(paths=cases), names or [], only or [])
+    if as_json:
+        print(json.dumps(listing, indent=1))
+        return 0
+    for line in listing_lines(listing):
+        OUT.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def run(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="CASE...", help="system or system/case; everything when left out.")
+    ] = None,
+    fault: Annotated[str | None, typer.Option("--fault", help="Switch a fault of the port on.")] = None,
+    variation: Annotated[
+        str | None, typer.Option("--variation", help="Apply a change that a right port may make.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Deployed dtype: fp32, bf16, fp16 (default: the case's).")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of weights and latents.")] = 0,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate/--no-isolate", help="Also compare every site alone, in float64 on the reference's values."
+        ),
+    ] = True,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Run the port without a reference and judge the case's invariants.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Run on a real checkpoint instead of tiny random weights.")
+    ] = None,
+    zoom: Annotated[
+        str,
+        typer.Option("--zoom", help='List the operations of both sides up to a site ("first": the first divergence).'),
+    ] = "",
+    as_json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML reports.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Folder for the traces of both sides.")] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, help="Cases at a time, each in a process of its own (0: one a core).")
+    ] = 1,
+    cases: CasesOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> int:
+    """Run both sides of cases and judge the port."""
+    from parity.case.discovery import find_systems, refuse_unknown
+
+    check_outputs([as_json, junit], [html, save], [weights])
+    refuse_unknown(list(names or []), paths=cases)
+    from parity.case.jobs import Wanted, choose_jobs
+    from parity.session import Options, processes_for, run_jobs
+
+    wanted = Wanted(list(names or []), fault, variation, dtype, device, seed, weights)
+    chosen = choose_jobs(find_systems(paths=cases, names=wanted.names), wanted)
+    outcome = run_jobs(
+        chosen,
+        Options(isolate, alone, zoom, html, save),
+        processes=min(len(chosen), processes_for(jobs, device)),
+        console=None if quiet else ERR,
+    )
+    if not quiet:
+        from parity.report.text import failure_message, summary_table
+
+        OUT.print(summary_table(outcome.results, outcome.not_run))
+        for result in outcome.results:
+            if result.verdict != "match":
+                OUT.print()
+                OUT.print(failure_message(result), markup=False, soft_wrap=True)
+        if html is not None:
+            OUT.print(f"report: {html / 'index.html'}", markup=False, soft_wrap=True)
+    write_results(outcome.results, as_json)
+    if junit is not None:
+        from parity.report.junit import write_junit
+
+        write_junit(outcome.results, junit, outcome.not_run)
+    for line in outcome.errors:
+        ERR.print(f"parity: {line}", markup=False)
+    return outcome.exit_status

@@ -78,7 +78,11 @@ def _places(function: Callable[..., Any], seen: set[str]) -> Iterator[str]:
     tree = ast.parse(textwrap.dedent("".join(lines)))
     own = vars(sys.modules[function.__module__])
     called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    switch = next((n for n in ast.walk(tree) if isinstance(n, ast.Lambda)), None) if function.__name__ == "<lambda>" else None
+    switch = (
+        next((n for n in ast.walk(tree) if isinstance(n, ast.Lambda)), None)
+        if function.__name__ == "<lambda>"
+        else None
+    )
     for node in _without_annotations(tree.body[0]):
         if node is switch:
             continue

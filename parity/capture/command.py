@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import runpy
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from parity.boundary.callables import load_callable
@@ -52,7 +54,8 @@ class RootCapture:
         self.writer, self.pattern, self.model, self.full, self.names = writer, pattern, model, full, names
         self.recorders: dict[int, tuple[nn.Module, Recorder]] = {}
         self.count = 0
-        self._depth = 0
+        self._lock = threading.RLock()
+        self._depths = threading.local()  # of running modules, in each thread
 
     def __enter__(self) -> RootCapture:
         self._handles = [
@@ -66,18 +69,24 @@ class RootCapture:
             handle.remove()
         for _, recorder in self.recorders.values():
             recorder.__exit__(kind, *rest)
+            self.writer.note(recorder.trace.manifest.notes)
 
     def write(self, record: Any, tensor: Any) -> None:
         """Give records their place in the one order of the whole run."""
-        self.writer.write(dataclasses.replace(record, order=self.count), tensor)
-        self.count += 1
+        with self._lock:
+            self.writer.write(dataclasses.replace(record, order=self.count), tensor)
+            self.count += 1
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        if (
-            self._depth == 0
-            and id(module) not in self.recorders
-            and (not self.model or type(module).__name__ == self.model)
-        ):
+        depth = getattr(self._depths, "now", 0)
+        self._depths.now = depth + 1
+        if depth == 0 and (not self.model or type(module).__name__ == self.model):
+            self._attach(module, args)
+
+    def _attach(self, module: nn.Module, args: Any) -> None:
+        with self._lock:
+            if id(module) in self.recorders:
+                return
             index = len(self.recorders)
             prefix = "" if index == 0 else f"{type(module).__name__}.{index}."
             probe = Modules(module, pattern=self.pattern, prefix=prefix)
@@ -86,11 +95,11 @@ class RootCapture:
             self.recorders[id(module)] = (module, recorder)
             self.writer.describe(describe_parameters(module, prefix))
             # The root's own hook was attached too late for the call that has just begun: begin it by hand.
-            list(module._forward_pre_hooks.values())[-1](module, args, {})
-        self._depth += 1
+            if not isinstance(module, torch.jit.ScriptModule):
+                list(module._forward_pre_hooks.values())[-1](module, args, {})
 
     def _after(self, module: nn.Module, args: Any, result: Any) -> None:
-        self._depth -= 1
+        self._depths.now = max(0, getattr(self._depths, "now", 0) - 1)
 
 
 def _resolve(target: str, args: list[str]) -> Any:

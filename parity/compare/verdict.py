@@ -88,6 +88,8 @@ def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, 
     if row.nonfinite[0] != row.nonfinite[1]:
         detail = f"{row.nonfinite[0]} non-finite values (reference), {row.nonfinite[1]} (port)"
         base = replace(base, metric="nonfinite", error=float(abs(row.nonfinite[1] - row.nonfinite[0])), detail=detail)
+    if row.estimated and base.metric == "rel_l2" and row.error <= row.floor and any(row.nonfinite):
+        return replace(base, metric="nonfinite", detail="non-finite values at other places, or of other kinds")
     if row.estimated:
         base = replace(base, detail=base.detail or _order_free(pair))
     if not values or r is None or p is None or r.numel() == 0:

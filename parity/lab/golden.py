@@ -15,6 +15,7 @@ from parity.case import Golden, GoldenEntry, GoldenRun, Relation, System, Tolera
 from parity.case.discovery import get_system
 from parity.compare.measure import relative_l2
 from parity.errors import ParityError, SideError, TraceError
+from parity.lab.golden_used import unused, watched
 from parity.trace.store import open_safetensors
 
 
@@ -83,7 +84,7 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
 
     Raises TraceError for a file that cannot be used and SideError when the implementation fails to build, load or run.
     """
-    golden = read_golden(path)
+    golden = watched(read_golden(path))
     system = get_system(dict(systems), golden.metadata["system"])
     side = golden.metadata.get("side", "reference")
     entry = _entry(system, golden.metadata["entry"], side, path)
@@ -96,6 +97,8 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
         if isinstance(error, (ValueError, KeyError, TypeError)) or "loading state_dict" in str(error):
             raise TraceError(f"{path}: config, weights or inputs do not fit: {_one_line(error)}") from error
         raise SideError(f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_one_line(error)}") from error
+    if left := unused(golden):
+        raise TraceError(f"{path}: the entry '{entry.name}' does not use {left}: it would not be what was recorded")
     return _compare(path, golden, entry, run, side)
 
 

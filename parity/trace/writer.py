@@ -12,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,6 +92,11 @@ class TraceWriter:
         """Add a model's weights to the manifest."""
         known = {**self.manifest.parameters, **parameters}
         self.manifest = dataclasses.replace(self.manifest, parameters=known)
+
+    def note(self, notes: Iterable[str]) -> None:
+        """Add notes to the manifest."""
+        kept = tuple(dict.fromkeys((*self.manifest.notes, *notes)))
+        self.manifest = dataclasses.replace(self.manifest, notes=kept)
 
     def flush(self) -> None:
         """Write what is gathered as one shard, atomically."""

@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from parity.align.listed import aligned
 from parity.align.pairs import Alignment
-from parity.align.pieces import fit_calls
+from parity.align.pieces import Piece, fit_calls
 from parity.align.results import fit_results
 from parity.align.traces import align
 from parity.capture.environment import environment_differences
 from parity.case import Case, Fault, Setting, Variation
 from parity.compare import floors as floors_
-from parity.compare.benign import excuse_masks, excuse_permutations, is_rounding, is_roundoff
-from parity.compare.constants import excuse_constants
+from parity.compare.benign import excuse_masks, excuse_permutations, excuse_rounding, excuse_roundoff
 from parity.compare.floors import Floors
+from parity.compare.foreign import (
+    carrying,
+    deployed_in,
+    half_of,
+    of_one_case,
+    order_notes,
+    results_agree,
+    unmeasured_notes,
+)
 from parity.compare.gradients import heal_gradients
 from parity.compare.invariants import TIER, broken, checked
 from parity.compare.measure import measure, own_errors, own_levels
+from parity.compare.onset import judge_onset
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
-from parity.compare.verdict import judge, lone_states
+from parity.compare.verdict import cover, judge, lone_states, verdict_of
+from parity.compare.veto import veto
+from parity.diagnose import diagnose as diagnose_values
 from parity.diagnose.explain import explain
+from parity.diagnose.gather import evidence_of
 from parity.errors import SideError
-from parity.locate.first import culprits, first_divergence, owner, training_owner, without_echoes
+from parity.locate.first import culprits, first_divergence, owner, training_owner
+from parity.locate.isolation import isolate_sites
 from parity.result import Coverage, Culprit, Divergence, Result, Row
-from parity.run.side import Inject, Runs, grafting, reseating, run_side
+from parity.run.side import Runs, grafting, reseating, run_side
 from parity.trace import Trace
+from parity.trace.names import NameMap
 
+JOINED = "joined before they were compared"
 EMPTY = "the result has no elements: it compares nothing"
 Progress = Callable[[str], None]
 
@@ -75,6 +91,105 @@ def prepare(
     return Prepared(reference, precise, floors, limits)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What is said of a comparison beforehand: the name map, sites that may stay alone, relaxed rules, the words of masks, the deployed dtype.
+
+    by_value: also pair what names do not. open: nobody gave the pairs: what follows them may veto them.
+    """
+
+    names: NameMap | None = None
+    allowed: Mapping[str, str] = field(default_factory=dict)
+    relax: Mapping[str, str] = field(default_factory=dict)
+    axis_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    deployed: str = ""
+    by_value: bool = False
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two traces after all stages that need no model. order: how the port orders each site that is excused as permuted."""
+
+    reference: Trace
+    port: Trace  # joined
+    pieces: Mapping[str, Piece]
+    alignment: Alignment
+    rows: list[Row]
+    divergences: list[Divergence]
+    lone: list[Divergence]
+    order: Mapping[str, Callable[[Tensor], Tensor]]
+    notes: list[str]
+    scaled: bool = False
+
+
+def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) -> Compared:
+    """Take two traces through all stages that need no model: constants, pieces, alignment, numbers, excuses, results, gradients."""
+    notes = [f"{trace.manifest.side}: {note}" for trace in (reference, port) for note in trace.manifest.notes]
+    port, pieces = fit_calls(reference, fit_results(reference, port, terms.relax))
+    if pieces:
+        notes.append(f"{len(pieces)} calls of the port are parts of the reference's, or the reverse: {JOINED}")
+    alignment, ends, said = lone_results(
+        align(reference, port, terms.names, terms.allowed, by_value=terms.by_value), reference, port, terms.relax
+    )
+    notes += said
+    rows = measure(alignment.pairs, reference, port, floors)
+    if not floors.measured and floors.fixed is None and not floors.absolute:
+        rows, drift = judge_onset(rows, alignment, reference, port)
+        notes += drift
+    if terms.open:
+        vetoed = veto(rows, alignment, reference, port)
+        rows, alignment = vetoed.rows, vetoed.alignment
+        notes += vetoed.notes
+    rows, same = excuse_masks(rows, alignment, reference, port)
+    rows, order, benign = excuse_permutations(rows, alignment, reference, port)
+    rows = excuse_rounding(rows, alignment, reference, port, half_of(terms.deployed), notes)
+    rows, others = judge_results(rows, alignment, terms.relax, terms.deployed)
+    found = judge(rows, alignment, reference, port, axis_words=terms.axis_words)
+    divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
+    divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
+    notes += [*([healed] if healed else []), *alignment.notes, *same, *benign]
+    if is_empty(alignment, terms.relax):
+        notes.append(EMPTY)
+    lone = lone_states(alignment, reference, port)
+    return Compared(reference, port, pieces, alignment, rows, divergences, lone, order, notes, scaled)
+
+
+def compare_traces(
+    reference: Trace, port: Trace, terms: Terms, floors: Floors, allowance: float | None = None, label: str = "compare"
+) -> Result:
+    """Judge two traces that were made anywhere: the stages that need no model, then the causes that two values show.
+
+    allowance: share of the reference's sites that may stay unaligned; half of them when not given, and any where what the runs return agrees.
+    """
+    ours = reference.manifest
+    if of_one_case(reference, port):  # recorded under the case's map, with what the case says
+        terms = replace(
+            terms, allowed=ours.rules.get("unaligned", {}), relax={**ours.rules.get("relax", {}), **terms.relax}
+        )
+        terms = replace(terms, by_value=False, deployed=ours.dtype)
+    else:
+        terms = replace(terms, deployed=deployed_in(reference, port), open=terms.names is None)
+    seen = compare_stages(reference, port, floors, terms)
+    coverage = cover(seen.alignment, reference, seen.port, seen.rows)
+    notes = [*order_notes(reference, port), *unmeasured_notes(seen.rows), *seen.notes]
+    divergences = [*seen.divergences, *seen.lone] if seen.divergences else []
+    if allowance is None:
+        allowance = 1.0 if results_agree(seen.rows, seen.alignment) else 0.5
+        allowance = 0.0 if of_one_case(reference, port) else allowance
+    result = _conclude(seen.rows, divergences, [], coverage, Runs(reference, seen.port), notes, allowance)
+    if result.first is not None:
+        evidence = evidence_of(result.first, seen.alignment, reference, seen.port)
+        result = replace(result, causes=diagnose_values(evidence) if evidence is not None else ())
+    return replace(
+        result,
+        alignment=aligned(seen.rows),
+        case=label,
+        system=ours.system,
+        command="parity compare REFERENCE PORT --map names.yaml",
+    )
+
+
 def run_case(
     case: Case,
     setting: Setting | None = None,
@@ -105,67 +220,51 @@ def run_case(
     seconds: dict[str, float] = {}
     with _timed(seconds, "reference", say):
         prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say)
-    reference = prepared.reference
+    reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
     with _timed(seconds, "port", say):
         port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference)).trace
-    port, pieces = fit_calls(reference, fit_results(reference, port, case.relax))
-    runs = Runs(reference, port, prepared.precise, pieces=pieces)
+    runs = Runs(reference, port, prepared.precise, recorded=port)
     notes: list[str] = [
         *case.quirks,
         *prepared.notes,
         *(f"rule {rule!r} relaxed: {why}" for rule, why in case.relax.items()),
     ]
-    notes += [f"{trace.manifest.side}: {note}" for trace in (reference, port) for note in trace.manifest.notes]
-    if pieces:
-        notes.append(
-            f"{len(pieces)} calls of the port are parts of the reference's, or the reverse: joined before they were compared"
-        )
     with _timed(seconds, "compare", say):
-        alignment, ends, said = lone_results(
-            align(reference, port, case.names, case.allow_unaligned), reference, port, case.relax
-        )
-        notes += said
-        rows = measure(alignment.pairs, reference, port, prepared.floors)
+        seen = compare_stages(reference, port, prepared.floors, terms_of(case, setting))
+        runs.port, runs.pieces = seen.port, seen.pieces
+        notes += seen.notes
         evidence = case.names.evidence()
-        rows = [replace(row, how=evidence.get(row.site, row.how)) for row in rows]
-        rows, same = excuse_masks(rows, alignment, reference, port)
-        rows, order, benign = excuse_permutations(rows, alignment, reference, port)
-        rows = _excuse_rounding(rows, reference, port, setting, notes)
-        rows, others = judge_results(rows, alignment, case.relax, reference.manifest.dtype)
-        found = judge(rows, alignment, reference, port, axis_words=case.axis_words)
-        divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
-        divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
-        notes += [healed] if healed else []
-        lone = lone_states(alignment, reference, port)
-        notes += [*alignment.notes, *same, *benign]
+        rows = [replace(row, how=evidence.get(row.site, row.how)) for row in seen.rows]
+        divergences = seen.divergences
     local: list[Divergence] = []
     if isolate and prepared.limits is not None:
         with _timed(seconds, "isolate", say):
-            local, rows = _isolate(case, setting, runs, prepared.limits, rows, inject, order, notes)
-            if scaled:
+            local, rows = isolate_sites(case, setting, runs, prepared.limits, rows, inject, seen.order, notes)
+            if seen.scaled:
                 local = [d for d in local if d.kind != "gradient"]
-            divergences = _excuse_roundoff(divergences, rows, setting.dtype, notes)
+            divergences = excuse_roundoff(divergences, rows, setting.dtype, notes)
     local += moved_boundaries(rows, case, setting, reference)
     if isolate:
-        local += inexact_arithmetic(case, setting, runs, inject, order)
+        local += inexact_arithmetic(case, setting, runs, inject, seen.order)
     if free and case.reseat:
         with _timed(seconds, "free run", say):
             runs.free = run_side(case, "port", setting, inject=inject).trace
-    coverage = cover(alignment, reference, port, rows)
-    if is_empty(alignment, case.relax):
-        notes.append(EMPTY)
-    notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
+    coverage = cover(seen.alignment, reference, seen.port, rows)
+    notes += [f"unaligned by design: {site} ({why})" for site, why in list(seen.alignment.allowed.items())[:12]]
     if divergences or local:  # alone, a state that is not held is a matter of coverage
-        divergences = [*divergences, *lone]
-    laws, said = broken(case.invariants, port, reference)
+        divergences = [*divergences, *seen.lone]
+    laws, said = broken(case.invariants, seen.port, reference)
     notes += said
     local += laws
-    result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
+    result = _conclude(rows, divergences, local, coverage, runs, notes, allowance)
     if diagnose and result.first is not None and result.first.tier != TIER:
         with _timed(seconds, "diagnose", say):
-            result = explain(case, setting, runs, result, inject, order, zoom, prepared.limits)
+            result = explain(case, setting, runs, result, inject, seen.order, zoom, prepared.limits)
     return replace(
         result,
+        case=case.label,
+        system=case.system,
+        command=f"parity run {case.label}",
         fault=fault.name if fault else None,
         variation=variation.name if variation else None,
         seconds=dict(seconds),
@@ -209,34 +308,10 @@ def run_alone(
     )
 
 
-def cover(alignment: Alignment, reference: Trace, port: Trace, rows: Sequence[Row]) -> Coverage:
-    """Count what was compared and what was not, on each side. A pair that could not be measured was not compared."""
-    unknown = {row.key: row.site for row in rows if row.error != row.error and not row.diverged}
-    kinds: dict[str, int] = {}
-    for pair in alignment.pairs:
-        if pair.reference.key not in unknown:
-            kinds[pair.reference.kind] = kinds.get(pair.reference.kind, 0) + 1
-    return Coverage(
-        compared=len(alignment.pairs) - len(unknown),
-        reference=len(reference),
-        port=len(port),
-        unaligned_reference=tuple(dict.fromkeys([*alignment.alone_reference, *unknown.values()])),
-        unaligned_port=alignment.alone_port,
-        kinds=kinds,
-    )
-
-
-def verdict_of(divergences: Sequence[Divergence], coverage: Coverage, complete: bool, allowance: float = 0.0) -> str:
-    """Return the verdict: never `match` with nothing aligned, an incomplete trace, or more lone reference sites than allowed."""
-    if coverage.compared == 0:
-        return "incomparable"
-    if divergences:
-        return "diverged"
-    lone = len(coverage.unaligned_reference)
-    sites = lone + max(1, coverage.compared)
-    if not complete or lone > allowance * sites or (allowance == 0.0 and coverage.unaligned_port):
-        return "incomplete"
-    return "match"
+def terms_of(case: Case, setting: Setting) -> Terms:
+    """Return what a case says of its comparison."""
+    dtype = str(setting.dtype).removeprefix("torch.")
+    return Terms(case.names, case.allow_unaligned, case.relax, case.axis_words, dtype)
 
 
 def _dtype_of(case: Case, fault: Fault | None, variation: Variation | None) -> torch.dtype:
@@ -244,74 +319,7 @@ def _dtype_of(case: Case, fault: Fault | None, variation: Variation | None) -> t
     return chosen or case.dtypes[0]
 
 
-def _isolate(
-    case: Case,
-    setting: Setting,
-    runs: Runs,
-    limits: Floors,
-    rows: list[Row],
-    inject: Inject | None,
-    order: Mapping[str, Callable[[Tensor], Tensor]],
-    notes: list[str],
-) -> tuple[list[Divergence], list[Row]]:
-    """Compare each site alone: the port in float64, continuing from the reference's float64 value after each record."""
-    precise = runs.precise
-    assert precise is not None
-    try:
-        port = run_side(
-            case, "port", setting, inject=inject, upcast=True, override=grafting(precise, order, runs.pieces)
-        ).trace
-    except SideError as error:
-        notes.append(f"no isolation: {error}")
-        return [], rows
-    port = fit_results(precise, port, case.relax)
-    if runs.pieces:
-        port, _ = fit_calls(precise, port)
-    runs.isolated = port
-    alignment = align(precise, port, allowed=case.allow_unaligned)
-    own = measure(alignment.pairs, precise, port, limits)
-    own = [replace(r, diverged=False) if r.site in order else r for r in own]
-    own, _ = excuse_masks(own, alignment, precise, port)
-    own = _excuse_rounding(own, precise, port, setting, notes)
-    deployed = {row.key: row for row in rows}
-    own = excuse_constants(own, deployed, precise, port, case.rounded, setting.dtype, notes)
-    found = judge(own, replace(alignment, missing=(), extra=()), precise, port, tier="isolation")
-    alone = {row.key: row.error for row in own}
-    return without_echoes(found), [replace(row, isolated=alone.get(row.key, float("nan"))) for row in rows]
-
-
-def _excuse_rounding(rows: list[Row], reference: Trace, port: Trace, setting: Setting, notes: list[str]) -> list[Row]:
-    """In a half-precision deployment, take back divergences that are one rounding to that precision."""
-    if not floors_.is_low_precision(setting.dtype):
-        return rows
-    kept = []
-    for row in rows:
-        r, p = (reference.tensor(row.key), port.tensor(row.key)) if row.diverged else (None, None)
-        if r is not None and p is not None and is_rounding(r, p, setting.dtype):
-            notes.append(
-                f"{row.site}: differs by one rounding to {str(setting.dtype).removeprefix('torch.')}: kept in another precision"
-            )
-            row = replace(row, diverged=False, how="rounding")
-        kept.append(row)
-    return kept
-
-
-def _excuse_roundoff(
-    divergences: list[Divergence], rows: list[Row], deployed: torch.dtype, notes: list[str]
-) -> list[Divergence]:
-    """Take back divergences of a few hundred units of float32 whose site agrees in float64 on the same inputs."""
-    harmless = {row.key: row for row in rows if is_roundoff(row, deployed)}
-    excused = {d.site: d.error for d in divergences if d.key in harmless}
-    if excused:
-        site, error = next(iter(excused.items()))
-        notes.append(
-            f"{site} and {len(excused) - 1} later sites: float32 roundoff above the reference's own ({error:.1e}); equal in float64 on equal inputs"
-        )
-    return [d for d in divergences if d.key not in harmless]
-
-
 def _conclude(
-    case: Case,
     rows: list[Row],
     divergences: list[Divergence],
     local: list[Divergence],
@@ -353,9 +361,6 @@ def _conclude(
         rows=tuple(rows),
         environment=environment,
         notes=tuple(dict.fromkeys(notes)),
-        case=case.label,
-        system=case.system,
-        command=f"parity run {case.label}",
     )
 
 

@@ -50,6 +50,7 @@ class Runs:
     isolated: Trace | None = None  # the port in float64, on the reference's values
     free: Trace | None = None  # the port left alone, for information
     pieces: Mapping[str, Piece] = field(default_factory=dict)  # calls of the port that are parts of the reference's
+    recorded: Trace | None = None  # the port as it was recorded, before its calls were joined
 
 
 Inject = Callable[[Any], AbstractContextManager[Any] | None]

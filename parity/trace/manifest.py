@@ -45,6 +45,8 @@ _MANIFEST: Mapping[str, Any] = {
     "axes": dict,
     "parameters": dict,
     "buffers": dict,
+    "floors": dict,
+    "rules": dict,
     "returned": bool,
     "version": int,
 }
@@ -86,6 +88,8 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(note, str) for note in fields.get("notes", ())):
         raise ValueError("notes must be text")
     _all_integers(fields.get("axes", {}).values(), "axes")
+    _all_of(fields.get("floors", {}), _NUMBER, "floors")
+    _all_of(fields.get("rules", {}), str, "rules")
     described = {
         kind: {name: _parameter(item) for name, item in fields.get(kind, {}).items()}
         for kind in ("parameters", "buffers")
@@ -122,3 +126,9 @@ def _all_integers(values: Any, what: str) -> None:
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{what} must be whole numbers, not {value!r}"[:200])
+
+
+def _all_of(groups: Mapping[str, Any], wanted: Any, what: str) -> None:
+    for name, group in groups.items():
+        if not isinstance(group, dict) or any(isinstance(v, bool) or not isinstance(v, wanted) for v in group.values()):
+            raise ValueError(f"{what}: {name!r} must map names to {'text' if wanted is str else 'numbers'}")

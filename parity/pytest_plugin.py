@@ -63,7 +63,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     marker = metafunc.definition.get_closest_marker("parity")
     names = [str(a) for a in marker.args] if marker else []
-    cases = choose_cases(find_systems(metafunc.config.rootpath), names)
+    cases = choose_cases(find_systems(metafunc.config.rootpath, names=names), names)
     metafunc.parametrize("parity_case", cases, ids=[case.label for case in cases])
 
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from parity.case import Case, Fault, Setting, Variation
+from parity.case.jobs import Job
 from parity.errors import SideError, TraceError
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 from parity.run.side import Runs
-
-
-@dataclass(frozen=True)
-class Job:
-    """One case to run, as asked for."""
-
-    case: Case
-    setting: Setting
-    fault: Fault | None = None
-    variation: Variation | None = None
 
 
 @dataclass
@@ -42,66 +35,124 @@ class Outcome:
         return 3 if self.errors else max((r.exit_status for r in self.results), default=0)
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    *,
-    isolate: bool = True,
-    alone: bool = False,
-    zoom: str = "",
-    html: Path | None = None,
-    save: Path | None = None,
-    console: Console | None = None,
-) -> Outcome:
-    """Run jobs one after the other; each report is written as soon as its case is done."""
-    from parity.pipeline import run_alone, run_case
+@dataclass(frozen=True)
+class Options:
+    """How jobs are run: as `parity run` takes it. html, save: folders for the reports and for the traces of both sides."""
 
-    outcome = Outcome()
-    reports: list[tuple[Result, Any]] = []
+    isolate: bool = True
+    alone: bool = False
+    zoom: str = ""
+    html: Path | None = None
+    save: Path | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one job gave: a result, or why a side failed to run."""
+
+    result: Result | None = None
+    error: str = ""
+
+
+def run_jobs(
+    jobs: Sequence[Job], options: Options = Options(), *, processes: int = 1, console: Console | None = None
+) -> Outcome:
+    """Run jobs, `processes` at a time; each report is written as soon as its case is done, results keep the order of the jobs."""
     progress = _progress(console)
     with progress or nullcontext():
         task = progress.add_task("", total=len(jobs)) if progress else None
-        for job in jobs:
 
-            def say(stage: str, label: str = job.case.label) -> None:
-                if progress is not None and task is not None:
-                    progress.update(task, description=f"{label}: {stage}")
-
-            try:
-                if alone:
-                    outcome.results.append(run_alone(job.case, job.setting, fault=job.fault, variation=job.variation))
-                    continue
-                result, runs = run_case(
-                    job.case,
-                    job.setting,
-                    fault=job.fault,
-                    variation=job.variation,
-                    isolate=isolate,
-                    progress=say,
-                    zoom=zoom,
-                )
-            except SideError as error:
-                outcome.errors.append(str(error))
-                outcome.not_run[job.case.label] = str(error)
-            else:
-                result = replace(result, command=_command(job))
-                media = None
-                if html is not None:
-                    from parity.report.collect import collect_media
-
-                    say("report")
-                    media = collect_media(job.case, runs)
-                    result = replace(result, report=str(report_path(result, html)))
-                if save is not None:
-                    _save(runs, save / job.case.label.replace("/", "-"))
-                reports.append((result, media))
-                outcome.results.append(result)
-                if html is not None:
-                    write_one(result, media, html)
+        def say(text: str, step: int = 0) -> None:
             if progress is not None and task is not None:
-                progress.advance(task)
-    if html is not None:
-        _write_index(outcome.results, html, outcome.not_run)
+                progress.update(task, description=text, advance=step)
+
+        answers = _side_by_side(jobs, options, processes, say) if processes > 1 else _in_turn(jobs, options, say)
+    outcome = Outcome()
+    for job, answer in zip(jobs, answers, strict=True):
+        if answer.result is not None:
+            outcome.results.append(answer.result)
+        else:
+            outcome.errors.append(answer.error)
+            outcome.not_run[job.case.label] = answer.error
+    if options.html is not None:
+        _write_index(outcome.results, options.html, outcome.not_run)
     return outcome
+
+
+def processes_for(wanted: int, device: str) -> int:
+    """Return how many jobs may run at a time: as wanted (0: one a core), one on an accelerator or where processes cannot fork."""
+    if device != "cpu" or "fork" not in get_all_start_methods():
+        return 1
+    return wanted or os.cpu_count() or 1
+
+
+def _in_turn(jobs: Sequence[Job], options: Options, say: Callable[..., None]) -> list[Answer]:
+    answers = []
+    for job in jobs:
+        label = job.case.label
+
+        def stage(text: str, label: str = label) -> None:
+            say(f"{label}: {text}")
+
+        answers.append(run_job(job, options, stage))
+        say(label, 1)
+    return answers
+
+
+_FORKED: tuple[Sequence[Job], Options] | None = (
+    None  # what a forked process inherits: cases hold functions, which no queue carries
+)
+
+
+def _side_by_side(jobs: Sequence[Job], options: Options, processes: int, say: Callable[..., None]) -> list[Answer]:
+    global _FORKED
+    _FORKED = (jobs, options)
+    try:
+        with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+            futures = [pool.submit(_forked, i) for i in range(len(jobs))]
+            for future in as_completed(futures):
+                say(jobs[futures.index(future)].case.label, 1)
+            return [future.result() for future in futures]
+    finally:
+        _FORKED = None
+
+
+def _forked(index: int) -> Answer:
+    import torch
+
+    torch.set_num_threads(1)
+    assert _FORKED is not None
+    jobs, options = _FORKED
+    return run_job(jobs[index], options)
+
+
+def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None) -> Answer:
+    """Run one job and write its report and traces."""
+    from parity.pipeline import run_alone, run_case
+
+    try:
+        if options.alone:
+            return Answer(run_alone(job.case, job.setting, fault=job.fault, variation=job.variation))
+        result, runs = run_case(
+            job.case,
+            job.setting,
+            fault=job.fault,
+            variation=job.variation,
+            isolate=options.isolate,
+            progress=say,
+            zoom=options.zoom,
+        )
+    except SideError as error:
+        return Answer(error=str(error))
+    result = replace(result, command=_command(job))
+    if options.save is not None:
+        _save(runs, options.save / job.case.label.replace("/", "-"))
+    if options.html is not None:
+        from parity.report.collect import collect_media
+
+        result = replace(result, report=str(report_path(result, options.html)))
+        write_one(result, collect_media(job.case, runs), options.html)
+    return Answer(result)
 
 
 def report_path(result: Result, folder: Path) -> Path:

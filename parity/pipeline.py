@@ -26,6 +26,7 @@ from parity.compare.foreign import (
     half_of,
     of_one_case,
     order_notes,
+    other_dtypes,
     results_agree,
     unmeasured_notes,
 )
@@ -35,6 +36,8 @@ from parity.compare.measure import measure, own_errors, own_levels
 from parity.compare.onset import judge_onset
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
+from parity.compare.static import TIER as STATIC
+from parity.compare.static import changed_weights, static_divergences, with_static_cause
 from parity.compare.verdict import cover, judge, lone_states, verdict_of
 from parity.compare.veto import veto
 from parity.diagnose import diagnose as diagnose_values
@@ -61,6 +64,7 @@ class Prepared:
     precise: Trace | None  # in float64, each step from the deployed run's state
     floors: Floors
     limits: Floors | None  # of isolation: how a site answers to weights that move by one unit of roundoff
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -69,7 +73,8 @@ def prepare(
 ) -> Prepared:
     """Run the reference as deployed, in float64, and in float64 with moved weights."""
     say("reference")
-    reference = run_side(case, "reference", setting).trace
+    run = run_side(case, "reference", setting, weights=True)
+    reference = run.trace
     say("floors")
     try:
         precise = run_side(case, "reference", setting, upcast=True, override=reseating(case, reference)).trace
@@ -79,6 +84,7 @@ def prepare(
             None,
             Floors(fixed=fixed),
             None,
+            run.weights,
             (f"no float64 run of the reference, fixed tolerances instead: {error}",),
         )
     records = {record.key: record for record in reference}
@@ -88,7 +94,7 @@ def prepare(
     if isolate:
         moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise)).trace
         limits = floors_.measured(own_errors(precise, moved), {r.key: r for r in precise}, least=floors_.ISOLATION)
-    return Prepared(reference, precise, floors, limits)
+    return Prepared(reference, precise, floors, limits, run.weights)
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,7 @@ def compare_traces(
         terms = replace(terms, by_value=False, deployed=ours.dtype)
     else:
         terms = replace(terms, deployed=deployed_in(reference, port), open=terms.names is None)
+        terms = replace(terms, relax={**other_dtypes(reference, port), **terms.relax})
     seen = compare_stages(reference, port, floors, terms)
     coverage = cover(seen.alignment, reference, seen.port, seen.rows)
     notes = [*order_notes(reference, port), *unmeasured_notes(seen.rows), *seen.notes]
@@ -177,10 +184,15 @@ def compare_traces(
     if allowance is None:
         allowance = 1.0 if results_agree(seen.rows, seen.alignment) else 0.5
         allowance = 0.0 if of_one_case(reference, port) else allowance
-    result = _conclude(seen.rows, divergences, [], coverage, Runs(reference, seen.port), notes, allowance)
-    if result.first is not None:
+    changed = changed_weights(ours.parameters, port.manifest.parameters)
+    constants = static_divergences(changed, reference)
+    result = _conclude(
+        seen.rows, [*divergences, *constants], [], coverage, Runs(reference, seen.port), notes, allowance
+    )
+    if result.first is not None and result.first.tier != STATIC:
         evidence = evidence_of(result.first, seen.alignment, reference, seen.port)
         result = replace(result, causes=diagnose_values(evidence) if evidence is not None else ())
+    result = with_static_cause(result, changed, len(ours.parameters))
     return replace(
         result,
         alignment=aligned(seen.rows),
@@ -222,7 +234,10 @@ def run_case(
         prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say)
     reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
     with _timed(seconds, "port", say):
-        port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference)).trace
+        run = run_side(case, "port", setting, inject=inject, override=reseating(case, reference), weights=True)
+        port = run.trace
+    with _timed(seconds, "constants", say):
+        changed = changed_weights(prepared.weights, run.weights, setting.dtype)
     runs = Runs(reference, port, prepared.precise, recorded=port)
     notes: list[str] = [
         *case.quirks,
@@ -256,10 +271,12 @@ def run_case(
     laws, said = broken(case.invariants, seen.port, reference)
     notes += said
     local += laws
-    result = _conclude(rows, divergences, local, coverage, runs, notes, allowance)
-    if diagnose and result.first is not None and result.first.tier != TIER:
+    constants = static_divergences(changed, reference)
+    result = _conclude(rows, [*divergences, *constants], local, coverage, runs, notes, allowance)
+    if diagnose and result.first is not None and result.first.tier not in (TIER, STATIC):
         with _timed(seconds, "diagnose", say):
             result = explain(case, setting, runs, result, inject, seen.order, zoom, prepared.limits)
+    result = with_static_cause(result, changed, len(prepared.weights))
     return replace(
         result,
         case=case.label,

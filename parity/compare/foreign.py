@@ -52,6 +52,15 @@ def carrying(reference: Trace, floors: Floors, limits: Floors | None, case: Case
     return reference.with_manifest(floors=found, rules=rules)
 
 
+def other_dtypes(reference: Trace, port: Trace) -> dict[str, str]:
+    """Return the rule that results have one dtype as relaxed where the weights of the two sides have different ones."""
+    kinds = [Counter(one.dtype for one in trace.manifest.parameters.values()) for trace in (reference, port)]
+    most = [max(kind, key=lambda name: kind[name], default="") for kind in kinds]
+    if most[0] == most[1] or not all(most):
+        return {}
+    return {"dtype": f"the weights are {most[0]} (reference), {most[1]} (port)"}
+
+
 def half_of(name: str) -> torch.dtype:
     """Return the half-precision dtype of that name; float32 for any other."""
     return _HALVES.get(name, torch.float32)

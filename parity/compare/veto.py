@@ -1,14 +1,13 @@
 """Pairs of two traces that nobody gave are hypotheses: what comes later vetoes them.
 
-Two rules, stated in docs/floors.md. A pair inside a module whose output agrees is another boundary, not a bug: what is wrong inside shows in what comes out. And where
-the run departs for good is the change point: the place that leaves the fewest agreeing records behind it and the fewest differing ones before it. When what
-the run returns agrees, there is none.
+Two rules, stated in docs/floors.md. A pair inside a module whose output agrees is another boundary, not a bug: what is wrong inside shows in what comes out. And a pair
+is a bug only where the nearest records that depend on it differ, too. When what the run returns agrees, no pair is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from parity.align.pairs import Alignment, Pair
@@ -17,6 +16,8 @@ from parity.result import Row
 from parity.trace import Record, Trace
 
 VETOED = "vetoed"
+_NEAREST = 3  # records that depend on a pair say whether it is right
+_MOST = 200  # pairs in doubt that are looked into
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def veto(rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trac
     agree = bool(known) and len(known) == len(results) and not any(row.diverged for row in known)
     if not known:
         return Veto(list(rows), alignment)
-    start = math.inf if agree else _change_point(rows, pairs, alignment, results)
+    last = min((row.order for row in known if row.diverged), default=0)
+    start = math.inf if agree else _onset(rows, pairs, reference, last)
     healed = _inside_agreeing(rows, pairs, reference)
     wrong = {
         row.key
@@ -70,25 +72,53 @@ def _is_root(record: Record, trace: Trace) -> bool:
     return bool(trace.manifest.parameters) and record.module == label and record.site.partition(".")[0] == label
 
 
-def _change_point(rows: Sequence[Row], pairs: dict[str, Pair], alignment: Alignment, results: Sequence[Row]) -> float:
-    """Return the order from which the run differs: as many agreeing records before it, and differing ones from it on, as possible."""
-    seen = [
-        (row.order, row.diverged)
-        for row in rows
-        if row.diverged or (row.error == row.error and pairs[row.key].reference.is_float)
-    ]
-    seen += [(record.order, True) for record in alignment.missing]
-    seen.sort()
-    last = min(row.order for row in results if row.diverged)
-    score = best = sum(wrong for _, wrong in seen)
-    start = -1.0
-    for order, wrong in seen:
-        if order > last:
-            break
-        if wrong and (score > best or start < 0):
-            best, start = score, order
-        score += -1 if wrong else 1
-    return start
+def _onset(rows: Sequence[Row], pairs: Mapping[str, Pair], reference: Trace, last: int) -> float:
+    """Return the order of the first differing record that what depends on it bears out; of the first differing result where there is none."""
+    known = {row.key: row.diverged for row in rows if row.diverged or (row.error == row.error and row.floor > 0)}
+    flow = Flow(reference)
+    doubtful = [row for row in rows if row.diverged and row.order < last and pairs[row.key].how != "map"]
+    for row in doubtful[:_MOST]:
+        sure, loose = flow.after(row.order, known)
+        nearest = (sure or loose)[:_NEAREST]
+        if 2 * sum(nearest) >= len(nearest):
+            return row.order
+    return last
+
+
+class Flow:
+    """What depends on a record of a trace, as far as equal values and calls of modules show it."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.records = trace.records
+        first: dict[str, int] = {}
+        self.source = [first.setdefault(r.digest, i) if r.digest else i for i, r in enumerate(self.records)]
+
+    def after(self, start: int, known: Mapping[str, bool]) -> tuple[list[bool], list[bool]]:
+        """Return which of the known records that depend on record `start` differ, in order: those that take its value, and those that may."""
+        begin = next((i for i, r in enumerate(self.records) if r.order >= start), len(self.records))
+        if begin == len(self.records):
+            return [], []
+        inside = self.records[begin]
+        grades = {begin: 2}  # 2: takes the value, 1: may (computed out of sight), 0: does not
+        inputs: dict[str, list[int]] = {}
+        found: tuple[list[bool], list[bool]] = ([], [])
+        for i in range(begin + 1, len(self.records)):
+            record = self.records[i]
+            if record.role == "in":
+                grade = grades.get(self.source[i], 0) if self.source[i] < i else 1
+                inputs.setdefault(record.site.partition(".in.")[0], []).append(grade)
+            elif record.role == "out":
+                given = inputs.pop(record.module, None)
+                holds = inside.module == record.module or inside.module.startswith(f"{record.module}.")
+                grade = 2 if holds else max(given) if given else 0 if record.module in inputs else 1
+            else:
+                grade = 1
+            grades[i] = grade
+            if grade and record.key in known:
+                found[0 if grade == 2 else 1].append(known[record.key])
+            if all(len(part) >= _NEAREST for part in found):
+                break
+        return found
 
 
 def _inside_agreeing(rows: Sequence[Row], pairs: dict[str, Pair], reference: Trace) -> set[str]:

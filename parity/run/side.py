@@ -38,6 +38,7 @@ class SideRun:
     trace: Trace
     model: Any
     states: Mapping[str, ModuleState] = field(default_factory=dict)  # of its modules while it ran, on request
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # by name, as the run was given them, on request
 
 
 @dataclass
@@ -74,11 +75,12 @@ def run_side(
     sink: Any = None,
     keep: Any = True,
     states: bool = False,
+    weights: bool = False,
 ) -> SideRun:
     """Build and run one side of a case.
 
     inject: a fault or variation. upcast: in float64. jitter: with every weight and buffer moved by one unit of roundoff. override: replaces
-    recorded values in the run. around: entered around the run alone (operation recording). states: return what the modules held.
+    recorded values in the run. around: entered around the run alone (operation recording). states, weights: return what the modules held.
 
     Raises SideError when the side fails to build or to run.
     """
@@ -125,17 +127,34 @@ def run_side(
                     complete=False,
                 ),
             )
+            held = weights_of(side.modules(model)) if weights else {}
             left = Watch(inputs, side.modules(model))
             with torch.set_grad_enabled(trains), suppress(WindowsClosed), recorder:
                 with around or nullcontext():
                     result = side.run(model, inputs)
                     result = list(result) if isinstance(result, Iterator) else result
                 recorder.record_end(result, left, _number(setting, upcast))
-            return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {})
+            return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {}, held)
     except ParityError:
         raise
     except Exception as error:
         raise SideError(f"{doing} failed: {type(error).__name__}: {_first_line(error)} ({_origin(error)})") from error
+
+
+def weights_of(roots: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
+    """Return the weights by site of their module and name, and the statistics that a module keeps beside its weights (not copied)."""
+    found: dict[str, Tensor] = {}
+    for prefix, root in roots.items():
+        found |= {prefix + name: value.detach() for name, value in root.named_parameters(remove_duplicate=False)}
+        for path, module in root.named_modules():
+            if module._parameters:
+                kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+                found |= {f"{prefix}{path}.{n}": b.detach() for n, b in kept.items() if b is not None}
+    return {name: value for name, value in found.items() if value.numel() and not value.is_meta and _plain(value)}
+
+
+def _plain(value: Tensor) -> bool:
+    return not torch.nn.parameter.is_lazy(value) and type(value) in (Tensor, torch.nn.Parameter)
 
 
 def _states(side: Side, model: Any, probes: Sequence[Probe]) -> dict[str, ModuleState]:

@@ -50,7 +50,7 @@ _MANIFEST: Mapping[str, Any] = {
     "returned": bool,
     "version": int,
 }
-_PARAMETER: Mapping[str, Any] = {"shape": list, "dtype": str, "stats": dict}
+_PARAMETER: Mapping[str, Any] = {"shape": list, "dtype": str, "stats": dict, "digests": dict, "sketch": list}
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
@@ -98,9 +98,12 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
 
 
 def _parameter(item: Any) -> Parameter:
-    fields = _checked(item, _PARAMETER, "parameter", tuple(_PARAMETER))
+    fields = _checked(item, _PARAMETER, "parameter", ("shape", "dtype", "stats"))
     _all_integers(fields["shape"], "shape")
-    return Parameter(tuple(fields["shape"]), fields["dtype"], _stats(fields["stats"]))
+    digests, sketch = fields.get("digests", {}), fields.get("sketch", [])
+    _all_of({"digests": digests}, str, "parameter")
+    _all_of({"sketch": dict(enumerate(sketch))}, _NUMBER, "parameter")
+    return Parameter(tuple(fields["shape"]), fields["dtype"], _stats(fields["stats"]), digests, tuple(sketch))
 
 
 def _stats(item: Any) -> Stats:

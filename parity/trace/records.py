@@ -47,11 +47,16 @@ class Stats:
 
 @dataclass(frozen=True)
 class Parameter:
-    """What tells one weight from the others, without its values."""
+    """What tells one weight from the others, without its values.
+
+    digests: exact hashes, by the dtype to which the values were rounded before (its own, and the halves that are narrower). sketch: a small linear one.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     stats: Stats
+    digests: Mapping[str, str] = field(default_factory=dict)
+    sketch: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

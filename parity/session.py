@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from parity.case.jobs import Job
 from parity.errors import SideError, TraceError
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 from parity.run.side import Runs
+
+LONGEST = 110  # characters of a page's name
 
 
 @dataclass
@@ -150,33 +153,41 @@ def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None
     if options.html is not None:
         from parity.report.collect import collect_media
 
-        result = replace(result, report=str(report_path(result, options.html)))
-        write_one(result, collect_media(job.case, runs), options.html)
+        result = write_one(result, collect_media(job.case, runs), options.html)
     return Answer(result)
 
 
 def report_path(result: Result, folder: Path) -> Path:
-    """Return where a result's report goes: a name made of letters, digits, '.', '_' and '-' alone, inside `folder`."""
+    """Return where a result's report goes: a name made of ASCII letters, digits, '.', '_' and '-' alone, inside `folder`."""
     parts = [result.case or "comparison", result.fault or result.variation or ""]
-    name = "-".join(p for p in parts if p)
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "comparison"
-    return folder / f"{safe[:120]}.html"
+    return folder / f"{'-'.join(page_stem(p) for p in parts if p)}.html"
 
 
-def write_one(result: Result, media: Any, folder: Path) -> Path:
-    """Write the report of one result; its traces may be gone afterwards."""
+def page_stem(name: str) -> str:
+    """Return the file name of a page, less its ending: `/` becomes `-`.
+
+    A name that loses more than that, or is cut, ends in a hash of the whole, so that no two share a page.
+    """
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in name)
+    plain = safe == name.replace("/", "-") and "-" not in name and safe.strip(".-") == safe
+    if plain and len(safe) <= LONGEST and safe != "index":
+        return safe
+    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe.strip('.-')[:LONGEST] or 'comparison'}-{digest}"
+
+
+def write_one(result: Result, media: Any, folder: Path) -> Result:
+    """Write the report of one result, and return the result with the page's path; its traces may be gone afterwards."""
     from parity.report.html import write_report
 
-    path = report_path(result, folder)
-    write_report(result, path, media)
-    return path
+    result = replace(result, report=str(report_path(result, folder)))
+    write_report(result, Path(str(result.report)), media)
+    return result
 
 
 def write_reports(results: Sequence[tuple[Result, Any]], folder: Path) -> Path:
     """Write reports and their index; return the index."""
-    for result, media in results:
-        write_one(replace(result, report=str(report_path(result, folder))), media, folder)
-    return _write_index([replace(r, report=str(report_path(r, folder))) for r, _ in results], folder, {})
+    return _write_index([write_one(result, media, folder) for result, media in results], folder, {})
 
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
@@ -186,7 +197,7 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
             items = raw.get("results", [raw])
-            found += [_result(item) for item in items]
+            found += [result_from_json(item) for item in items]
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TraceError(f"cannot read the result {path}: {type(error).__name__}: {error}") from None
     return found
@@ -228,7 +239,7 @@ def _save(runs: Runs, folder: Path) -> None:
             write_trace(trace, folder / name)
 
 
-def _result(raw: dict[str, Any]) -> Result:
+def result_from_json(raw: dict[str, Any]) -> Result:
     """Rebuild a result from its JSON."""
     fields = dict(raw)
     single: tuple[tuple[str, Any], ...] = (("first", Divergence), ("culprit", Culprit))

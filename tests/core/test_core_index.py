@@ -96,7 +96,9 @@ def test_side_by_side_gives_what_one_after_the_other_gives(project):
         return done.returncode, data, sorted(p.name for p in (project / name).iterdir())
 
     one, two = run("one"), run("two", "--jobs", "2")
-    assert one[0] == two[0] and one[2] == two[2] and len(one[2]) >= 2
+    assert one[0] == two[0]
+    assert one[2] == two[2]
+    assert len(one[2]) >= 2
 
     def judged(data: dict) -> list[tuple]:
         return [(r["case"], r["verdict"], r["first"], r["coverage"]) for r in data.get("results", [data])]

@@ -25,6 +25,7 @@ from parity.errors import CaseError, ParityFailure, SideError, TraceError
 from parity.locate.nonfinite import find_nonfinite
 from parity.result import Coverage, Divergence, Result
 from parity.run.backward import with_backward
+from parity.run.double import run_double
 from parity.run.given import Arguments, Given, as_model, dtype_of, module_of, pair_of_inputs, side_of
 from parity.run.side import grafting, run_side
 from parity.trace import Trace
@@ -164,6 +165,29 @@ def compare(
     return compare_traces(reference, port, terms, floors, allow_unaligned, label)
 
 
+def capture_with_floors(
+    model: Given, inputs: Any, *, probes: Sequence[Probe] | None = None, keep: bool = True, path: Path | None = None
+) -> Trace:
+    """Record a trace that carries floors and limits of isolation, measured by runs in float64 and with moved weights. See `parity.capture`."""
+    from parity.capture.parameters import describe_parameters
+    from parity.compare.foreign import carrying
+    from parity.pipeline import prepare
+    from parity.trace.store import load_trace, sketched, write_trace
+
+    model = as_model("model", model)
+    side = side_of(model, Arguments(inputs), None if probes is None else lambda current: probes)
+    case = Case("", "", "one model", side, side, inputs=lambda setting: None)
+    made = prepare(case, Setting(dtype=dtype_of(model)))
+    notes = (*made.reference.manifest.notes, *made.notes)
+    trace = carrying(made.reference, made.floors, made.limits, case)
+    trace = trace.with_manifest(side="", parameters=describe_parameters(module_of(model)), notes=notes)
+    trace = trace if keep else sketched(trace)
+    if path is None:
+        return trace
+    write_trace(trace, Path(path))
+    return load_trace(Path(path))
+
+
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
     """Compare two tensors and test every hypothesis on them."""
     from parity.compare.measure import relative_l2, worst
@@ -245,7 +269,8 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
 
     upcast, tolerance = True, 1e-5
     try:
-        reference, port = (run_side(case, which, setting, upcast=True) for which in ("reference", "port"))
+        case, reference = run_double(case, "reference", setting)
+        case, port = run_double(case, "port", setting)
     except SideError:
         upcast, tolerance = False, NEAR
         reference, port = (run_side(case, which, setting) for which in ("reference", "port"))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from parity.align.pairs import Alignment
 from parity.align.pieces import Piece, fit_calls
 from parity.align.results import fit_results
 from parity.align.traces import align
-from parity.capture.environment import environment_differences
-from parity.case import Case, Fault, Setting, Variation
+from parity.case import Case, Fault, Held, Setting, Variation
 from parity.compare import floors as floors_
 from parity.compare.benign import excuse_masks, excuse_permutations, excuse_rounding, excuse_roundoff
 from parity.compare.floors import Floors
@@ -38,21 +38,21 @@ from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
 from parity.compare.static import TIER as STATIC
 from parity.compare.static import changed_weights, static_divergences, with_static_cause
-from parity.compare.verdict import cover, judge, lone_states, verdict_of
+from parity.compare.verdict import cover, judge, lone_states
 from parity.compare.veto import veto
 from parity.diagnose import diagnose as diagnose_values
 from parity.diagnose.explain import explain
 from parity.diagnose.gather import evidence_of
-from parity.errors import SideError
-from parity.locate.first import culprits, first_divergence, owner, training_owner
-from parity.locate.isolation import isolate_sites
+from parity.errors import SideError, caught, collecting
+from parity.locate.conclude import EMPTY, conclude
+from parity.locate.isolation import isolate_sites, of_held
 from parity.result import Coverage, Culprit, Divergence, Result, Row
+from parity.run.double import run_double, with_held
 from parity.run.side import Runs, grafting, reseating, run_side
 from parity.trace import Trace
 from parity.trace.names import NameMap
 
 JOINED = "joined before they were compared"
-EMPTY = "the result has no elements: it compares nothing"
 Progress = Callable[[str], None]
 
 
@@ -66,6 +66,7 @@ class Prepared:
     limits: Floors | None  # of isolation: how a site answers to weights that move by one unit of roundoff
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    held: Mapping[str, Held] = field(default_factory=dict)  # modules that refuse float64
 
 
 def prepare(
@@ -77,31 +78,27 @@ def prepare(
     reference = run.trace
     say("floors")
     try:
-        precise = run_side(case, "reference", setting, upcast=True, override=reseating(case, reference)).trace
+        case, double = run_double(case, "reference", setting, override=reseating(case, reference))
     except SideError as error:
-        return Prepared(
-            reference,
-            None,
-            Floors(fixed=fixed),
-            None,
-            run.weights,
-            (f"no float64 run of the reference, fixed tolerances instead: {error}",),
-        )
+        caught("the float64 run of the reference", error)
+        said = (f"no float64 run of the reference, fixed tolerances instead: {error}",)
+        return Prepared(reference, None, Floors(fixed=fixed), None, run.weights, said)
+    precise = double.trace
     records = {record.key: record for record in reference}
-    own = own_errors(reference, precise), own_levels(reference, precise)
+    own = own_errors(reference, precise) | of_held(reference, case.reference.held), own_levels(reference, precise)
     floors = Floors(fixed=fixed) if fixed is not None else floors_.measured(own[0], records, levels=own[1])
     limits = None
     if isolate:
         moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise)).trace
         limits = floors_.measured(own_errors(precise, moved), {r.key: r for r in precise}, least=floors_.ISOLATION)
-    return Prepared(reference, precise, floors, limits, run.weights)
+    return Prepared(reference, precise, floors, limits, run.weights, held=case.reference.held)
 
 
 @dataclass(frozen=True)
 class Terms:
     """What is said of a comparison beforehand: the name map, sites that may stay alone, relaxed rules, the words of masks, the deployed dtype.
 
-    by_value: also pair what names do not. open: nobody gave the pairs: what follows them may veto them.
+    by_value: also pair what names do not. foreign: two traces that no case binds. open: nobody gave the pairs: what follows them may veto them.
     """
 
     names: NameMap | None = None
@@ -110,6 +107,7 @@ class Terms:
     axis_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     deployed: str = ""
     by_value: bool = False
+    foreign: bool = False
     open: bool = False
 
 
@@ -140,8 +138,8 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
     )
     notes += said
     rows = measure(alignment.pairs, reference, port, floors)
-    if not floors.measured and floors.fixed is None and not floors.absolute:
-        rows, drift = judge_onset(rows, alignment, reference, port)
+    if terms.foreign and floors.fixed is None and not floors.absolute:
+        rows, drift = judge_onset(rows, alignment, reference, port, floors.measured)
         notes += drift
     if terms.open:
         vetoed = veto(rows, alignment, reference, port)
@@ -175,7 +173,7 @@ def compare_traces(
         )
         terms = replace(terms, by_value=False, deployed=ours.dtype)
     else:
-        terms = replace(terms, deployed=deployed_in(reference, port), open=terms.names is None)
+        terms = replace(terms, deployed=deployed_in(reference, port), foreign=True, open=terms.names is None)
         terms = replace(terms, relax={**other_dtypes(reference, port), **terms.relax})
     seen = compare_stages(reference, port, floors, terms)
     coverage = cover(seen.alignment, reference, seen.port, seen.rows)
@@ -186,9 +184,7 @@ def compare_traces(
         allowance = 0.0 if of_one_case(reference, port) else allowance
     changed = changed_weights(ours.parameters, port.manifest.parameters)
     constants = static_divergences(changed, reference)
-    result = _conclude(
-        seen.rows, [*divergences, *constants], [], coverage, Runs(reference, seen.port), notes, allowance
-    )
+    result = conclude(seen.rows, [*divergences, *constants], [], coverage, Runs(reference, seen.port), notes, allowance)
     if result.first is not None and result.first.tier != STATIC:
         evidence = evidence_of(result.first, seen.alignment, reference, seen.port)
         result = replace(result, causes=diagnose_values(evidence) if evidence is not None else ())
@@ -225,6 +221,27 @@ def run_case(
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
     Raises SideError when a side fails to build or run.
     """
+    with collecting() as lost:
+        result, runs = _run_case(
+            case, setting, fault, variation, isolate, diagnose, free, fixed, allowance, progress, prepared, zoom
+        )
+    return replace(result, caught=tuple(lost), notes=(*result.notes, *lost)), runs
+
+
+def _run_case(
+    case: Case,
+    setting: Setting | None,
+    fault: Fault | None,
+    variation: Variation | None,
+    isolate: bool,
+    diagnose: bool,
+    free: bool,
+    fixed: float | None,
+    allowance: float,
+    progress: Progress | None,
+    prepared: Prepared | None,
+    zoom: str,
+) -> tuple[Result, Runs]:
     setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
     case = case.under(variation)
     inject = (fault.inject if fault else None) or (variation.inject if variation else None)
@@ -232,6 +249,7 @@ def run_case(
     seconds: dict[str, float] = {}
     with _timed(seconds, "reference", say):
         prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say)
+    case = with_held(case, "reference", {**prepared.held, **case.reference.held})
     reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
     with _timed(seconds, "port", say):
         run = run_side(case, "port", setting, inject=inject, override=reseating(case, reference), weights=True)
@@ -252,9 +270,16 @@ def run_case(
         rows = [replace(row, how=evidence.get(row.site, row.how)) for row in seen.rows]
         divergences = seen.divergences
     local: list[Divergence] = []
+    isolation: Mapping[str, Any] = {
+        "level": "none",
+        "reason": "not asked for" if not isolate else "; ".join(prepared.notes),
+        "sites": [],
+    }
     if isolate and prepared.limits is not None:
         with _timed(seconds, "isolate", say):
-            local, rows = isolate_sites(case, setting, runs, prepared.limits, rows, inject, seen.order, notes)
+            alone = isolate_sites(case, setting, runs, prepared.limits, rows, inject, seen.order)
+            case, local, rows, isolation = alone.case, alone.divergences, alone.rows, alone.isolation
+            notes += alone.notes
             if seen.scaled:
                 local = [d for d in local if d.kind != "gradient"]
             divergences = excuse_roundoff(divergences, rows, setting.dtype, notes)
@@ -272,13 +297,14 @@ def run_case(
     notes += said
     local += laws
     constants = static_divergences(changed, reference)
-    result = _conclude(rows, [*divergences, *constants], local, coverage, runs, notes, allowance)
+    result = conclude(rows, [*divergences, *constants], local, coverage, runs, notes, allowance)
     if diagnose and result.first is not None and result.first.tier not in (TIER, STATIC):
         with _timed(seconds, "diagnose", say):
             result = explain(case, setting, runs, result, inject, seen.order, zoom, prepared.limits)
     result = with_static_cause(result, changed, len(prepared.weights))
     return replace(
         result,
+        isolation=isolation,
         case=case.label,
         system=case.system,
         command=f"parity run {case.label}",
@@ -334,51 +360,6 @@ def terms_of(case: Case, setting: Setting) -> Terms:
 def _dtype_of(case: Case, fault: Fault | None, variation: Variation | None) -> torch.dtype:
     chosen = (fault.dtype if fault else None) or (variation.dtype if variation else None)
     return chosen or case.dtypes[0]
-
-
-def _conclude(
-    rows: list[Row],
-    divergences: list[Divergence],
-    local: list[Divergence],
-    coverage: Coverage,
-    runs: Runs,
-    notes: list[str],
-    allowance: float,
-) -> Result:
-    everything = [*divergences, *local]
-    complete = runs.reference.manifest.complete and runs.port.manifest.complete
-    environment = {
-        "reference": dict(runs.reference.manifest.environment),
-        "port": dict(runs.port.manifest.environment),
-        "differences": environment_differences(runs.reference.manifest.environment, runs.port.manifest.environment),
-        "dtype": runs.reference.manifest.dtype,
-        "device": runs.reference.manifest.device,
-        "seed": runs.reference.manifest.seed,
-    }
-    first = first_divergence(everything)
-    compared = {row.key for row in rows}
-    found = culprits(local, runs.precise or runs.reference, compared) if local else ()
-    culprit = (
-        Culprit(
-            training_owner(first, everything, runs.reference) or owner(first, runs.reference, compared),
-            site=first.site,
-            coords=dict(first.coords),
-        )
-        if first
-        else None
-    )
-    return Result(
-        verdict=verdict_of(everything, coverage, complete and EMPTY not in notes, allowance),  # type: ignore[arg-type]
-        first=first,
-        culprit=culprit,
-        causes=(),
-        coverage=coverage,
-        divergences=tuple(sorted(everything, key=lambda d: d.order)),
-        culprits=found or ((culprit,) if culprit else ()),
-        rows=tuple(rows),
-        environment=environment,
-        notes=tuple(dict.fromkeys(notes)),
-    )
 
 
 @contextmanager

@@ -29,10 +29,12 @@ def capture(
     probes: list[Probe] | None = None,
     keep: bool = True,
     path: Path | None = None,
+    floors: bool = False,
 ) -> Trace:
     """Run `model` on `inputs` (a tuple or a dict of arguments) once and return its trace; write it to `path` when given.
 
     model: a module, or a pair (function, module) where `function(module, *inputs)` runs it.
+    floors: run it in float64, too, and store what it is off by at each site; `parity.compare` uses that. The model is copied, and stays as it is.
 
     >>> trace = parity.capture(model, (x,), path="reference.trace")
     """
@@ -43,6 +45,10 @@ def capture(
     from parity.trace import Manifest
     from parity.trace.store import TraceWriter
 
+    if floors:
+        from parity.api import capture_with_floors
+
+        return capture_with_floors(model, inputs, probes=probes, keep=keep, path=path)
     function, model = model if isinstance(model, tuple) else (None, model)
     manifest = Manifest(environment=describe_environment(), complete=False, parameters=describe_parameters(model))
     args, kwargs = split_inputs(inputs)

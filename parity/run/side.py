@@ -17,6 +17,7 @@ from torch import Tensor
 from parity.align.pieces import Piece
 from parity.capture import nested
 from parity.capture.environment import describe_environment
+from parity.capture.held import hold_back, released
 from parity.capture.module_state import ModuleState, own_state, states_of
 from parity.capture.operations import WindowsClosed
 from parity.capture.probes import Gradients, Modules, Probe
@@ -85,7 +86,8 @@ def run_side(
     Raises SideError when the side fails to build or to run.
     """
     side: Side = getattr(case, which)
-    doing = f"{case.label}: building the {which}"
+    held = {site: one.dtype for site, one in side.held.items()} if upcast else {}
+    doing, model = f"{case.label}: building the {which}", None
     try:
         with ExitStack() as stack:
             stack.enter_context(seeded(setting.seed))
@@ -101,6 +103,7 @@ def run_side(
             if upcast:
                 stack.enter_context(keep_double())
                 stack.enter_context(_eagerly())
+                hold_back(side.modules(model), held)
             doing = f"{case.label}: running the {which}" + (" in float64" if upcast else "")
             probes = side.probes(model)
             trains = any(isinstance(probe, Gradients) for probe in probes)
@@ -127,18 +130,25 @@ def run_side(
                     complete=False,
                 ),
             )
-            held = weights_of(side.modules(model)) if weights else {}
+            kept = weights_of(side.modules(model)) if weights else {}
             left = Watch(inputs, side.modules(model))
-            with torch.set_grad_enabled(trains), suppress(WindowsClosed), recorder:
+            with (
+                torch.set_grad_enabled(trains),
+                suppress(WindowsClosed),
+                recorder,
+                released(side.modules(model), held),
+            ):
                 with around or nullcontext():
                     result = side.run(model, inputs)
                     result = list(result) if isinstance(result, Iterator) else result
                 recorder.record_end(result, left, _number(setting, upcast))
-            return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {}, held)
+            return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {}, kept)
     except ParityError:
         raise
     except Exception as error:
-        raise SideError(f"{doing} failed: {type(error).__name__}: {_first_line(error)} ({_origin(error)})") from error
+        failure = SideError(f"{doing} failed: {type(error).__name__}: {_first_line(error)} ({_origin(error)})")
+        failure.module = _failing(side, model, error)
+        raise failure from error
 
 
 def weights_of(roots: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
@@ -245,6 +255,21 @@ def _shared(wanted: Tensor, value: Tensor) -> Tensor | None:
         elif n not in (1, m):
             return None
     return wanted.expand_as(value)
+
+
+def _failing(side: Side, model: Any, error: Exception) -> str | None:
+    """Return the site of the innermost module whose code was running when an error was raised."""
+    if model is None:
+        return None
+    roots = side.modules(model).items()
+    sites = {id(part): prefix + path for prefix, root in roots for path, part in root.named_modules()}
+    frame, found = error.__traceback__, None
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        own = frame.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_varnames else None
+        found = sites.get(id(own), found)
+        frame = frame.tb_next
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -289,6 +289,11 @@ _KIND_WORDS = {
 }
 
 
+def sketched(trace: Trace) -> Trace:
+    """Return the trace without its full tensors: statistics, hashes and sketches in their place."""
+    return Trace([_with_digests(r, trace.tensor(r.key)) for r in trace], trace.manifest, MemorySource())
+
+
 def in_memory(trace: Trace) -> Trace:
     """Return the trace with its full tensors loaded."""
     found = {r.key: t for r in trace if (t := trace.tensor(r.key)) is not None}

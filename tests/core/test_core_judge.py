@@ -15,10 +15,9 @@ import parity
 from parity.align.traces import align
 from parity.compare.floors import FIXED, UNIT, UNITS, Floors, coarser, measured
 from parity.compare.measure import measure, own_errors, relative_l2, worst
-from parity.compare.verdict import judge
+from parity.compare.verdict import judge, verdict_of
 from parity.errors import CaseError, TraceError
 from parity.locate.first import first_divergence
-from parity.pipeline import verdict_of
 from parity.result import EXIT_STATUS, Divergence, Result, format_key, parse_key
 from parity.session import read_results
 from parity.trace import Manifest, MemorySource, Record, Trace

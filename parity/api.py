@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,24 +13,19 @@ from torch import Tensor
 from parity.align.gradients import with_parameter_rules, without_gradients
 from parity.align.inference import Inferred, infer_names
 from parity.align.listed import aligned
-from parity.align.results import fit_results
-from parity.align.traces import align
 from parity.align.trials import SAME
-from parity.capture.environment import environment_differences
 from parity.capture.probes import Probe
 from parity.case import Case, Rounded, Setting
 from parity.compare.floors import FIXED, Floors, is_low_precision
-from parity.compare.measure import measure
-from parity.compare.plain import EMPTY, all_empty, judge_plain, lost_results, refuse_unfit
-from parity.compare.returned import judge_results, known_rules, lone_results
-from parity.compare.verdict import judge
+from parity.compare.foreign import floors_in
+from parity.compare.returned import known_rules
 from parity.diagnose import diagnose as _diagnose
 from parity.diagnose.evidence import Evidence
 from parity.errors import CaseError, ParityFailure, SideError, TraceError
-from parity.locate.first import first_divergence, owner
 from parity.locate.nonfinite import find_nonfinite
-from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.result import Coverage, Divergence, Result
 from parity.run.backward import with_backward
+from parity.run.double import run_double
 from parity.run.given import Arguments, Given, as_model, dtype_of, module_of, pair_of_inputs, side_of
 from parity.run.side import grafting, run_side
 from parity.trace import Trace
@@ -149,13 +143,18 @@ def compare(
     atol: float = 0.0,
     allow_unaligned: float | None = None,
     by_value: bool = True,
+    relax: Sequence[str] = (),
     label: str = "compare",
 ) -> Result:
-    """Compare two traces that were made anywhere. Without a second run the tolerances are fixed, by dtype.
+    """Compare two traces that were made anywhere.
+
+    Floors that a trace carries count. Without them the precision is read off the values and the first divergence is the onset: a jump over the noise before it.
+    rtol, atol: tolerances instead. names: a name map; it is meant as it says. Without one every pair is a hypothesis that later values may veto.
+    allow_unaligned: share of the reference's sites that may stay without a partner; half of them when not given, and any where the results agree.
 
     Raises TraceError when a trace holds nothing.
     """
-    from parity.pipeline import cover, verdict_of
+    from parity.pipeline import Terms, compare_traces
 
     if rtol is not None:
         _limit("rtol", rtol)
@@ -165,46 +164,34 @@ def compare(
     for side, trace in (("reference", reference), ("port", port)):
         if not len(trace):
             raise TraceError(f"the {side} trace holds no record")
-    port = fit_results(reference, port)
-    alignment, ends, said = lone_results(align(reference, port, names, by_value=by_value), reference, port)
-    refuse_unfit(alignment, port)
-    rows, others = judge_results(
-        measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol)),
-        alignment,
-        deployed=_deployed(reference, port),
-    )
-    rows, of_dtype = judge_plain(rows, alignment)
-    divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends, *of_dtype], key=lambda d: d.order)
-    coverage = cover(alignment, reference, port, rows)
-    first = first_divergence(divergences)
-    lost = lost_results(alignment, reference, named=allow_unaligned is not None)
-    whole = reference.manifest.complete and port.manifest.complete
-    complete = whole and not lost and not all_empty(alignment)
-    said += [f"the result {site} of the reference has no partner" for site in lost]
-    said += [EMPTY] if all_empty(alignment) else []
-    culprit = (
-        Culprit(owner(first, reference) or first.site, site=first.site, coords=dict(first.coords)) if first else None
-    )
-    causes: tuple[Cause, ...] = ()
-    if first is not None:
-        evidence = _trace_evidence(first, alignment, reference, port)
-        causes = _diagnose(evidence) if evidence is not None else ()
-    return Result(
-        verdict=verdict_of(divergences, coverage, complete, 0.5 if allow_unaligned is None else allow_unaligned),  # type: ignore[arg-type]
-        first=first,
-        culprit=culprit,
-        causes=causes,
-        coverage=coverage,
-        divergences=tuple(divergences),
-        culprits=(culprit,) if culprit else (),
-        rows=tuple(rows),
-        alignment=aligned(rows),
-        environment=_environment(reference, port),
-        notes=(*_order_notes(reference, port), *_unmeasured_notes(rows), *alignment.notes, *said),
-        case=label,
-        system=reference.manifest.system,
-        command="parity compare REFERENCE PORT --map names.yaml",
-    )
+    excused = known_rules(dict.fromkeys(relax, "as asked for"))
+    terms = Terms(names, relax=excused, by_value=by_value)
+    floors = Floors(fixed=rtol, absolute=atol) if rtol is not None or atol else floors_in(reference, port)
+    return compare_traces(reference, port, terms, floors, allow_unaligned, label)
+
+
+def capture_with_floors(
+    model: Given, inputs: Any, *, probes: Sequence[Probe] | None = None, keep: bool = True, path: Path | None = None
+) -> Trace:
+    """Record a trace that carries floors and limits of isolation, measured by runs in float64 and with moved weights. See `parity.capture`."""
+    from parity.capture.parameters import describe_parameters
+    from parity.compare.foreign import carrying
+    from parity.pipeline import prepare
+    from parity.trace.store import load_trace
+    from parity.trace.writer import sketched, write_trace
+
+    model = as_model("model", model)
+    side = side_of(model, Arguments(inputs), None if probes is None else lambda current: probes)
+    case = Case("", "", "one model", side, side, inputs=lambda setting: None)
+    made = prepare(case, Setting(dtype=dtype_of(model)))
+    notes = (*made.reference.manifest.notes, *made.notes)
+    trace = carrying(made.reference, made.floors, made.limits, case)
+    trace = trace.with_manifest(side="", parameters=describe_parameters(module_of(model)), notes=notes)
+    trace = trace if keep else sketched(trace)
+    if path is None:
+        return trace
+    write_trace(trace, Path(path))
+    return load_trace(Path(path))
 
 
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
@@ -288,7 +275,8 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
 
     upcast, tolerance = True, 1e-5
     try:
-        reference, port = (run_side(case, which, setting, upcast=True) for which in ("reference", "port"))
+        case, reference = run_double(case, "reference", setting)
+        case, port = run_double(case, "port", setting)
     except SideError:
         upcast, tolerance = False, NEAR
         reference, port = (run_side(case, which, setting) for which in ("reference", "port"))
@@ -326,63 +314,3 @@ def _agreeing(dtype: torch.dtype, found: Inferred) -> float:
     """Return what results may differ by in float64 for the whole to be known to be right: what one rounding of folded weights does, where there are such."""
     folded = is_low_precision(dtype) and bool(found.lone)
     return torch.finfo(dtype).eps / 2 if folded else SAME
-
-
-def _trace_evidence(first: Divergence, alignment: Any, reference: Trace, port: Trace) -> Evidence | None:
-    pair = next((p for p in alignment.pairs if p.reference.key == first.key), None)
-    if pair is None:
-        return None
-    r, p = reference.tensor(first.key), pair.port_tensor(port)
-    if r is None or p is None:
-        return None
-    before = [r_.key for r_ in reference.records[max(0, first.order - 24) : first.order]]
-    return Evidence(
-        reference=r,
-        port=p,
-        site=first.site,
-        coords=first.coords,
-        kind=first.kind,
-        module=owner(first, reference),
-        floor=first.floor,
-        inputs={key: t for key in before if (t := reference.tensor(key)) is not None},
-        port_inputs={key: t for key in before if (t := port.tensor(key)) is not None},
-        ref_at=reference.at,
-        port_at=port.at,
-        sites=reference.sites(),
-    )
-
-
-def _deployed(*traces: Trace) -> str:
-    """Return the half-precision dtype that most weights of a captured model have, on either side; else nothing."""
-    for trace in traces:
-        counts = Counter(one.dtype for one in trace.manifest.parameters.values())
-        dtype = max(counts, key=lambda d: counts[d], default="") or trace.manifest.dtype
-        if dtype in ("bfloat16", "float16"):
-            return dtype
-    return ""
-
-
-def _environment(reference: Trace, port: Trace) -> dict[str, Any]:
-    left, right = reference.manifest.environment, port.manifest.environment
-    return {"reference": dict(left), "port": dict(right), "differences": environment_differences(left, right)}
-
-
-def _order_notes(reference: Trace, port: Trace) -> tuple[str, ...]:
-    notes = []
-    if reference.manifest.order_assumed:
-        notes.append(
-            "the reference trace has no 'order' entry: natural order of its keys was assumed, so 'first' means first in that order"
-        )
-    for side, trace in (("reference", reference), ("port", port)):
-        if not trace.manifest.complete:
-            notes.append(f"the {side} trace is incomplete: its run was cut off after {len(trace)} records")
-    return tuple(notes)
-
-
-def _unmeasured_notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    unknown = [row.key for row in rows if row.error != row.error and not row.diverged]
-    if not unknown:
-        return ()
-    return (
-        f"{len(unknown)} records could not be measured (sketches without tensors, in another layout), the first is {unknown[0]}",
-    )

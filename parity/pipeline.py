@@ -5,36 +5,56 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from parity.align.listed import aligned
 from parity.align.pairs import Alignment
-from parity.align.pieces import fit_calls
+from parity.align.pieces import Piece, fit_calls
 from parity.align.results import fit_results
 from parity.align.traces import align
-from parity.capture.environment import environment_differences
-from parity.case import Case, Fault, Setting, Variation
+from parity.case import Case, Fault, Held, Setting, Variation
 from parity.compare import floors as floors_
-from parity.compare.benign import excuse_masks, excuse_permutations, is_rounding, is_roundoff
-from parity.compare.constants import excuse_constants
+from parity.compare.benign import excuse_masks, excuse_permutations, excuse_rounding, excuse_roundoff
 from parity.compare.floors import Floors
+from parity.compare.foreign import (
+    carrying,
+    deployed_in,
+    half_of,
+    of_one_case,
+    order_notes,
+    other_dtypes,
+    results_agree,
+    unmeasured_notes,
+)
 from parity.compare.gradients import heal_gradients
 from parity.compare.invariants import TIER, broken, checked
 from parity.compare.measure import measure, own_errors, own_levels
 from parity.compare.noise import excuse_noise
+from parity.compare.onset import judge_onset
+from parity.compare.plain import NOTHING, all_empty, judge_plain, lost_results, refuse_unfit
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
-from parity.compare.verdict import judge, lone_states
+from parity.compare.static import TIER as STATIC
+from parity.compare.static import changed_weights, static_divergences, with_static_cause
+from parity.compare.verdict import cover, judge, lone_states
+from parity.compare.veto import veto
+from parity.diagnose import diagnose as diagnose_values
 from parity.diagnose.explain import explain
-from parity.errors import SideError
-from parity.locate.first import culprits, first_divergence, owner, training_owner, without_echoes
+from parity.diagnose.gather import evidence_of
+from parity.errors import SideError, caught, collecting
+from parity.locate.conclude import EMPTY, conclude
+from parity.locate.isolation import isolate_sites, of_held
 from parity.result import Coverage, Culprit, Divergence, Result, Row
-from parity.run.side import Inject, Runs, grafting, reseating, run_side
+from parity.run.double import run_double, with_held
+from parity.run.side import Runs, grafting, reseating, run_side
 from parity.trace import Trace
+from parity.trace.names import NameMap
 
-EMPTY = "the result has no elements: it compares nothing"
+JOINED = "joined before they were compared"
 Progress = Callable[[str], None]
 
 
@@ -46,7 +66,9 @@ class Prepared:
     precise: Trace | None  # in float64, each step from the deployed run's state
     floors: Floors
     limits: Floors | None  # of isolation: how a site answers to weights that move by one unit of roundoff
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    held: Mapping[str, Held] = field(default_factory=dict)  # modules that refuse float64
 
 
 def prepare(
@@ -54,26 +76,151 @@ def prepare(
 ) -> Prepared:
     """Run the reference as deployed, in float64, and in float64 with moved weights."""
     say("reference")
-    reference = run_side(case, "reference", setting).trace
+    run = run_side(case, "reference", setting, weights=True)
+    reference = run.trace
     say("floors")
     try:
-        precise = run_side(case, "reference", setting, upcast=True, override=reseating(case, reference)).trace
+        case, double = run_double(case, "reference", setting, override=reseating(case, reference))
     except SideError as error:
-        return Prepared(
-            reference,
-            None,
-            Floors(fixed=fixed),
-            None,
-            (f"no float64 run of the reference, fixed tolerances instead: {error}",),
-        )
+        caught("the float64 run of the reference", error)
+        said = (f"no float64 run of the reference, fixed tolerances instead: {error}",)
+        return Prepared(reference, None, Floors(fixed=fixed), None, run.weights, said)
+    precise = double.trace
     records = {record.key: record for record in reference}
-    own = own_errors(reference, precise), own_levels(reference, precise)
+    own = own_errors(reference, precise) | of_held(reference, case.reference.held), own_levels(reference, precise)
     floors = Floors(fixed=fixed) if fixed is not None else floors_.measured(own[0], records, levels=own[1])
     limits = None
     if isolate:
         moved = run_side(case, "reference", setting, upcast=True, jitter=True, override=grafting(precise)).trace
         limits = floors_.measured(own_errors(precise, moved), {r.key: r for r in precise}, least=floors_.ISOLATION)
-    return Prepared(reference, precise, floors, limits)
+    return Prepared(reference, precise, floors, limits, run.weights, held=case.reference.held)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is said of a comparison beforehand: the name map, sites that may stay alone, relaxed rules, the words of masks, the deployed dtype.
+
+    by_value: also pair what names do not. foreign: two traces that no case binds. open: nobody gave the pairs: what follows them may veto them.
+    """
+
+    names: NameMap | None = None
+    allowed: Mapping[str, str] = field(default_factory=dict)
+    relax: Mapping[str, str] = field(default_factory=dict)
+    axis_words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    deployed: str = ""
+    by_value: bool = False
+    foreign: bool = False
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two traces after all stages that need no model. order: how the port orders each site that is excused as permuted."""
+
+    reference: Trace
+    port: Trace  # joined
+    pieces: Mapping[str, Piece]
+    alignment: Alignment
+    rows: list[Row]
+    divergences: list[Divergence]
+    lone: list[Divergence]
+    order: Mapping[str, Callable[[Tensor], Tensor]]
+    notes: list[str]
+    scaled: bool = False
+
+
+def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) -> Compared:
+    """Take two traces through all stages that need no model: constants, pieces, alignment, numbers, excuses, results, gradients."""
+    notes = [f"{trace.manifest.side}: {note}" for trace in (reference, port) for note in trace.manifest.notes]
+    port, pieces = fit_calls(reference, fit_results(reference, port, terms.relax))
+    if pieces:
+        notes.append(f"{len(pieces)} calls of the port are parts of the reference's, or the reverse: {JOINED}")
+    alignment, ends, said = lone_results(
+        align(reference, port, terms.names, terms.allowed, by_value=terms.by_value), reference, port, terms.relax
+    )
+    notes += said
+    rows = measure(alignment.pairs, reference, port, floors)
+    if terms.foreign and floors.fixed is None and not floors.absolute:
+        rows, drift = judge_onset(rows, alignment, reference, port, floors.measured)
+        notes += drift
+    if terms.open:
+        vetoed = veto(rows, alignment, reference, port)
+        rows, alignment = vetoed.rows, vetoed.alignment
+        notes += vetoed.notes
+    rows, same = excuse_masks(rows, alignment, reference, port)
+    rows, order, benign = excuse_permutations(rows, alignment, reference, port)
+    rows = excuse_rounding(rows, alignment, reference, port, half_of(terms.deployed), notes)
+    rows, others = judge_results(rows, alignment, terms.relax, terms.deployed)
+    found = judge(rows, alignment, reference, port, axis_words=terms.axis_words)
+    divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
+    divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
+    notes += [*([healed] if healed else []), *alignment.notes, *same, *benign]
+    if is_empty(alignment, terms.relax):
+        notes.append(EMPTY)
+    lone = lone_states(alignment, reference, port)
+    return Compared(reference, port, pieces, alignment, rows, divergences, lone, order, notes, scaled)
+
+
+def by_plain_rules(seen: Compared, named: bool) -> tuple[Compared, tuple[str, ...]]:
+    """Judge what no case says of two traces that anybody made, and say what of the result has no partner (docs/plain_traces.md)."""
+    refuse_unfit(seen.alignment, seen.port)
+    rows, of_dtype = judge_plain(seen.rows, seen.alignment)
+    more = [d for d in judge(rows, seen.alignment, seen.reference, seen.port) if _newly(d, seen.rows, rows)]
+    lost = lost_results(seen.alignment, seen.reference, named=named)
+    notes = [f"the result {site} of the reference has no partner" for site in lost]
+    if all_empty(seen.alignment):
+        lost, notes = (*lost, "every result"), [*notes, NOTHING]
+    divergences = sorted([*seen.divergences, *of_dtype, *more], key=lambda d: d.order)
+    return replace(seen, rows=rows, divergences=divergences, notes=[*seen.notes, *notes]), lost
+
+
+def _newly(found: Divergence, before: Sequence[Row], after: Sequence[Row]) -> bool:
+    was = {row.key: row.diverged for row in before}
+    return any(row.key == found.key and row.diverged and not was[row.key] for row in after)
+
+
+def compare_traces(
+    reference: Trace, port: Trace, terms: Terms, floors: Floors, allowance: float | None = None, label: str = "compare"
+) -> Result:
+    """Judge two traces that were made anywhere: the stages that need no model, then the causes that two values show.
+
+    allowance: share of the reference's sites that may stay unaligned; half of them when not given, and any where what the runs return agrees.
+    """
+    ours = reference.manifest
+    if of_one_case(reference, port):  # recorded under the case's map, with what the case says
+        terms = replace(
+            terms, allowed=ours.rules.get("unaligned", {}), relax={**ours.rules.get("relax", {}), **terms.relax}
+        )
+        terms = replace(terms, by_value=False, deployed=ours.dtype)
+    else:
+        terms = replace(terms, deployed=deployed_in(reference, port), foreign=True, open=terms.names is None)
+        terms = replace(terms, relax={**other_dtypes(reference, port), **terms.relax})
+    seen = compare_stages(reference, port, floors, terms)
+    lost: tuple[str, ...] = ()
+    if terms.foreign:
+        seen, lost = by_plain_rules(seen, named=allowance is not None)
+    coverage = cover(seen.alignment, reference, seen.port, seen.rows)
+    notes = [*order_notes(reference, port), *unmeasured_notes(seen.rows), *seen.notes]
+    divergences = [*seen.divergences, *seen.lone] if seen.divergences else []
+    if allowance is None:
+        allowance = 1.0 if results_agree(seen.rows, seen.alignment) else 0.5
+        allowance = 0.0 if of_one_case(reference, port) else allowance
+    changed = changed_weights(ours.parameters, port.manifest.parameters)
+    constants = static_divergences(changed, reference)
+    result = conclude(
+        seen.rows, [*divergences, *constants], [], coverage, Runs(reference, seen.port), notes, allowance, not lost
+    )
+    if result.first is not None and result.first.tier != STATIC:
+        evidence = evidence_of(result.first, seen.alignment, reference, seen.port)
+        result = replace(result, causes=diagnose_values(evidence) if evidence is not None else ())
+    result = with_static_cause(result, changed, len(ours.parameters))
+    return replace(
+        result,
+        alignment=aligned(seen.rows),
+        case=label,
+        system=ours.system,
+        command="parity compare REFERENCE PORT --map names.yaml",
+    )
 
 
 def run_case(
@@ -99,6 +246,27 @@ def run_case(
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
     Raises SideError when a side fails to build or run.
     """
+    with collecting() as lost:
+        result, runs = _run_case(
+            case, setting, fault, variation, isolate, diagnose, free, fixed, allowance, progress, prepared, zoom
+        )
+    return replace(result, caught=tuple(lost), notes=(*result.notes, *lost)), runs
+
+
+def _run_case(
+    case: Case,
+    setting: Setting | None,
+    fault: Fault | None,
+    variation: Variation | None,
+    isolate: bool,
+    diagnose: bool,
+    free: bool,
+    fixed: float | None,
+    allowance: float,
+    progress: Progress | None,
+    prepared: Prepared | None,
+    zoom: str,
+) -> tuple[Result, Runs]:
     setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
     case = case.under(variation)
     inject = (fault.inject if fault else None) or (variation.inject if variation else None)
@@ -106,68 +274,66 @@ def run_case(
     seconds: dict[str, float] = {}
     with _timed(seconds, "reference", say):
         prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say)
-    reference = prepared.reference
+    case = with_held(case, "reference", {**prepared.held, **case.reference.held})
+    reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
     with _timed(seconds, "port", say):
-        port = run_side(case, "port", setting, inject=inject, override=reseating(case, reference)).trace
-    port, pieces = fit_calls(reference, fit_results(reference, port, case.relax))
-    runs = Runs(reference, port, prepared.precise, pieces=pieces)
+        run = run_side(case, "port", setting, inject=inject, override=reseating(case, reference), weights=True)
+        port = run.trace
+    with _timed(seconds, "constants", say):
+        changed = changed_weights(prepared.weights, run.weights, setting.dtype)
+    runs = Runs(reference, port, prepared.precise, recorded=port)
     notes: list[str] = [
         *case.quirks,
         *prepared.notes,
         *(f"rule {rule!r} relaxed: {why}" for rule, why in case.relax.items()),
     ]
-    notes += [f"{trace.manifest.side}: {note}" for trace in (reference, port) for note in trace.manifest.notes]
-    if pieces:
-        notes.append(
-            f"{len(pieces)} calls of the port are parts of the reference's, or the reverse: joined before they were compared"
-        )
     with _timed(seconds, "compare", say):
-        alignment, ends, said = lone_results(
-            align(reference, port, case.names, case.allow_unaligned), reference, port, case.relax
-        )
-        notes += said
-        rows = measure(alignment.pairs, reference, port, prepared.floors)
+        seen = compare_stages(reference, port, prepared.floors, terms_of(case, setting))
+        runs.port, runs.pieces = seen.port, seen.pieces
+        notes += seen.notes
         evidence = case.names.evidence()
-        rows = [replace(row, how=evidence.get(row.site, row.how)) for row in rows]
-        rows, same = excuse_masks(rows, alignment, reference, port)
-        rows, order, benign = excuse_permutations(rows, alignment, reference, port)
-        rows = _excuse_rounding(rows, reference, port, setting, notes)
-        rows, others = judge_results(rows, alignment, case.relax, reference.manifest.dtype)
-        found = judge(rows, alignment, reference, port, axis_words=case.axis_words)
-        divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
-        divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
-        notes += [healed] if healed else []
-        lone = lone_states(alignment, reference, port)
-        notes += [*alignment.notes, *same, *benign]
+        rows = [replace(row, how=evidence.get(row.site, row.how)) for row in seen.rows]
+        divergences = seen.divergences
     local: list[Divergence] = []
+    isolation: Mapping[str, Any] = {
+        "level": "none",
+        "reason": "not asked for" if not isolate else "; ".join(prepared.notes),
+        "sites": [],
+    }
     if isolate and prepared.limits is not None:
         with _timed(seconds, "isolate", say):
-            local, rows = _isolate(case, setting, runs, prepared.limits, rows, inject, order, notes)
-            if scaled:
+            alone = isolate_sites(case, setting, runs, prepared.limits, rows, inject, seen.order)
+            case, local, rows, isolation = alone.case, alone.divergences, alone.rows, alone.isolation
+            notes += alone.notes
+            if seen.scaled:
                 local = [d for d in local if d.kind != "gradient"]
-            divergences = _excuse_roundoff(divergences, rows, setting.dtype, notes)
+            divergences = excuse_roundoff(divergences, rows, setting.dtype, notes)
     local += moved_boundaries(rows, case, setting, reference)
     if isolate:
-        local += inexact_arithmetic(case, setting, runs, inject, order)
+        local += inexact_arithmetic(case, setting, runs, inject, seen.order)
         divergences = excuse_noise(divergences, local, rows, case, setting, reference, notes)
     if free and case.reseat:
         with _timed(seconds, "free run", say):
             runs.free = run_side(case, "port", setting, inject=inject).trace
-    coverage = cover(alignment, reference, port, rows)
-    if is_empty(alignment, case.relax):
-        notes.append(EMPTY)
-    notes += [f"unaligned by design: {site} ({why})" for site, why in list(alignment.allowed.items())[:12]]
+    coverage = cover(seen.alignment, reference, seen.port, rows)
+    notes += [f"unaligned by design: {site} ({why})" for site, why in list(seen.alignment.allowed.items())[:12]]
     if divergences or local:  # alone, a state that is not held is a matter of coverage
-        divergences = [*divergences, *lone]
-    laws, said = broken(case.invariants, port, reference)
+        divergences = [*divergences, *seen.lone]
+    laws, said = broken(case.invariants, seen.port, reference)
     notes += said
     local += laws
-    result = _conclude(case, rows, divergences, local, coverage, runs, notes, allowance)
-    if diagnose and result.first is not None and result.first.tier != TIER:
+    constants = static_divergences(changed, reference)
+    result = conclude(rows, [*divergences, *constants], local, coverage, runs, notes, allowance)
+    if diagnose and result.first is not None and result.first.tier not in (TIER, STATIC):
         with _timed(seconds, "diagnose", say):
-            result = explain(case, setting, runs, result, inject, order, zoom, prepared.limits)
+            result = explain(case, setting, runs, result, inject, seen.order, zoom, prepared.limits)
+    result = with_static_cause(result, changed, len(prepared.weights))
     return replace(
         result,
+        isolation=isolation,
+        case=case.label,
+        system=case.system,
+        command=f"parity run {case.label}",
         fault=fault.name if fault else None,
         variation=variation.name if variation else None,
         seconds=dict(seconds),
@@ -211,159 +377,15 @@ def run_alone(
     )
 
 
-def cover(alignment: Alignment, reference: Trace, port: Trace, rows: Sequence[Row]) -> Coverage:
-    """Count what was compared and what was not, on each side. A pair that could not be measured was not compared."""
-    unknown = {row.key: row.site for row in rows if row.error != row.error and not row.diverged}
-    kinds: dict[str, int] = {}
-    for pair in alignment.pairs:
-        if pair.reference.key not in unknown:
-            kinds[pair.reference.kind] = kinds.get(pair.reference.kind, 0) + 1
-    return Coverage(
-        compared=len(alignment.pairs) - len(unknown),
-        reference=len(reference),
-        port=len(port),
-        unaligned_reference=tuple(dict.fromkeys([*alignment.alone_reference, *unknown.values()])),
-        unaligned_port=alignment.alone_port,
-        kinds=kinds,
-    )
-
-
-def verdict_of(divergences: Sequence[Divergence], coverage: Coverage, complete: bool, allowance: float = 0.0) -> str:
-    """Return the verdict: never `match` with nothing aligned, an incomplete trace, or more lone reference sites than allowed."""
-    if coverage.compared == 0:
-        return "incomparable"
-    if divergences:
-        return "diverged"
-    lone = len(coverage.unaligned_reference)
-    sites = lone + max(1, coverage.compared)
-    if (
-        not complete
-        or lone > allowance * sites
-        or (0 < allowance < 1 and lone == allowance * sites)
-        or (allowance == 0.0 and coverage.unaligned_port)
-    ):
-        return "incomplete"
-    return "match"
+def terms_of(case: Case, setting: Setting) -> Terms:
+    """Return what a case says of its comparison."""
+    dtype = str(setting.dtype).removeprefix("torch.")
+    return Terms(case.names, case.allow_unaligned, case.relax, case.axis_words, dtype)
 
 
 def _dtype_of(case: Case, fault: Fault | None, variation: Variation | None) -> torch.dtype:
     chosen = (fault.dtype if fault else None) or (variation.dtype if variation else None)
     return chosen or case.dtypes[0]
-
-
-def _isolate(
-    case: Case,
-    setting: Setting,
-    runs: Runs,
-    limits: Floors,
-    rows: list[Row],
-    inject: Inject | None,
-    order: Mapping[str, Callable[[Tensor], Tensor]],
-    notes: list[str],
-) -> tuple[list[Divergence], list[Row]]:
-    """Compare each site alone: the port in float64, continuing from the reference's float64 value after each record."""
-    precise = runs.precise
-    assert precise is not None
-    try:
-        port = run_side(
-            case, "port", setting, inject=inject, upcast=True, override=grafting(precise, order, runs.pieces)
-        ).trace
-    except SideError as error:
-        notes.append(f"no isolation: {error}")
-        return [], rows
-    port = fit_results(precise, port, case.relax)
-    if runs.pieces:
-        port, _ = fit_calls(precise, port)
-    runs.isolated = port
-    alignment = align(precise, port, allowed=case.allow_unaligned)
-    own = measure(alignment.pairs, precise, port, limits)
-    own = [replace(r, diverged=False) if r.site in order else r for r in own]
-    own, _ = excuse_masks(own, alignment, precise, port)
-    own = _excuse_rounding(own, precise, port, setting, notes)
-    deployed = {row.key: row for row in rows}
-    own = excuse_constants(own, deployed, precise, port, case.rounded, setting.dtype, notes)
-    found = judge(own, replace(alignment, missing=(), extra=()), precise, port, tier="isolation")
-    alone = {row.key: row.error for row in own}
-    return without_echoes(found), [replace(row, isolated=alone.get(row.key, float("nan"))) for row in rows]
-
-
-def _excuse_rounding(rows: list[Row], reference: Trace, port: Trace, setting: Setting, notes: list[str]) -> list[Row]:
-    """In a half-precision deployment, take back divergences that are one rounding to that precision."""
-    if not floors_.is_low_precision(setting.dtype):
-        return rows
-    kept = []
-    for row in rows:
-        r, p = (reference.tensor(row.key), port.tensor(row.key)) if row.diverged else (None, None)
-        if r is not None and p is not None and is_rounding(r, p, setting.dtype):
-            notes.append(
-                f"{row.site}: differs by one rounding to {str(setting.dtype).removeprefix('torch.')}: kept in another precision"
-            )
-            row = replace(row, diverged=False, how="rounding")
-        kept.append(row)
-    return kept
-
-
-def _excuse_roundoff(
-    divergences: list[Divergence], rows: list[Row], deployed: torch.dtype, notes: list[str]
-) -> list[Divergence]:
-    """Take back divergences of a few hundred units of float32 whose site agrees in float64 on the same inputs."""
-    harmless = {row.key: row for row in rows if is_roundoff(row, deployed)}
-    excused = {d.site: d.error for d in divergences if d.key in harmless}
-    if excused:
-        site, error = next(iter(excused.items()))
-        notes.append(
-            f"{site} and {len(excused) - 1} later sites: float32 roundoff above the reference's own ({error:.1e}); equal in float64 on equal inputs"
-        )
-    return [d for d in divergences if d.key not in harmless]
-
-
-def _conclude(
-    case: Case,
-    rows: list[Row],
-    divergences: list[Divergence],
-    local: list[Divergence],
-    coverage: Coverage,
-    runs: Runs,
-    notes: list[str],
-    allowance: float,
-) -> Result:
-    everything = [*divergences, *local]
-    complete = runs.reference.manifest.complete and runs.port.manifest.complete
-    environment = {
-        "reference": dict(runs.reference.manifest.environment),
-        "port": dict(runs.port.manifest.environment),
-        "differences": environment_differences(runs.reference.manifest.environment, runs.port.manifest.environment),
-        "dtype": runs.reference.manifest.dtype,
-        "device": runs.reference.manifest.device,
-        "seed": runs.reference.manifest.seed,
-    }
-    first = first_divergence(everything)
-    compared = {row.key for row in rows}
-    found = culprits(local, runs.precise or runs.reference, compared) if local else ()
-    culprit = (
-        Culprit(
-            training_owner(first, everything, runs.reference) or owner(first, runs.reference, compared),
-            site=first.site,
-            coords=dict(first.coords),
-        )
-        if first
-        else None
-    )
-    return Result(
-        verdict=verdict_of(everything, coverage, complete and EMPTY not in notes, allowance),  # type: ignore[arg-type]
-        first=first,
-        culprit=culprit,
-        causes=(),
-        coverage=coverage,
-        divergences=tuple(sorted(everything, key=lambda d: d.order)),
-        culprits=found or ((culprit,) if culprit else ()),
-        rows=tuple(rows),
-        environment=environment,
-        notes=tuple(dict.fromkeys(notes)),
-        case=case.label,
-        system=case.system,
-        command=f"parity run {case.label}",
-    )
 
 
 @contextmanager

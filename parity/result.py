@@ -149,6 +149,9 @@ class Result:
     command: str = ""  # how to re-run zoomed in
     operations: tuple[str, ...] = ()  # zoomed in: what both sides ran up to one record, a line each
     alignment: tuple[Mapping[str, Any], ...] = ()  # every pair of sites, with its evidence
+    # How far each site could be judged alone: {"level": "full" | "partial" | "none", "reason", "sites": [...]}
+    isolation: Mapping[str, Any] = field(default_factory=dict)
+    caught: tuple[str, ...] = ()  # exceptions on the way: hypotheses that raised, runs that failed
     report: str | None = None  # path of the HTML report once it is written
 
     @property

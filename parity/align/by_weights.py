@@ -53,7 +53,9 @@ def match_weights(
     alone = {n: v for n, v in ports.items() if n not in found and v.dim() >= 2}
     fused = _fusions(alone, free, leaves)
     parts = {leaf for fusion in fused.values() for leaf in fusion.leaves}
-    lone = {leaf_of(n) for n in refs if n not in found.values() and leaf_of(n) not in parts}
+    constants = {(math.prod(p.shape), p.moments[0], p.moments[3]) for p in prints[1].values() if p.moments[4] == 0}
+    held = {n for n, p in prints[0].items() if (math.prod(p.shape), p.moments[0], p.moments[3]) in constants}
+    lone = {leaf_of(n) for n in refs if n not in found.values() and n not in held and leaf_of(n) not in parts}
     return WeightMatch(leaves, fused, frozenset(lone))
 
 

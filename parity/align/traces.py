@@ -6,8 +6,10 @@ names, then the values themselves (`parity.align.by_values`). What stays alone i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from parity.align.gradients import stopped
 from parity.align.pairs import Alignment, Pair
@@ -51,9 +53,21 @@ def align(
             [p for p in port if p.key not in used and p.role not in ENDS],
         )
         found_pairs, notes = match_by_value(reference, port, loose[0], loose[1])
+        if names is None:
+            pairs = [_laid_out(pair, reference, port) for pair in pairs]
         pairs = sorted([*pairs, *found_pairs], key=lambda pair: pair.reference.order)
         used |= {p.port.key for p in found_pairs}
     return _finish(reference, port, pairs, used, names or NameMap(), dict(allowed or {}), notes)
+
+
+def _laid_out(pair: Pair, reference: Trace, port: Trace) -> Pair:
+    """Find the layout of a pair of equal names whose shapes differ: the two sides may keep one value in two layouts. A result keeps its shape."""
+    from parity.align.by_values import Layouts
+
+    ref, other = pair.reference, pair.port
+    if ref.role in ENDS or ref.shape == other.shape or math.prod(ref.shape) != math.prod(other.shape):
+        return pair
+    return replace(pair, target=Layouts().target(ref, other, reference, port))
 
 
 def _foreign(reference: Trace, port: Trace) -> bool:

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,18 @@ __all__ = ["Call", "Function", "Modules", "Recorder", "Scope", "State", "capture
 
 
 def capture(
-    model: nn.Module, inputs: Any, *, probes: list[Probe] | None = None, keep: bool = True, path: Path | None = None
+    model: nn.Module | tuple[Callable[..., Any], nn.Module],
+    inputs: Any,
+    *,
+    probes: list[Probe] | None = None,
+    keep: bool = True,
+    path: Path | None = None,
+    floors: bool = False,
 ) -> Trace:
     """Run `model` on `inputs` (a tuple or a dict of arguments) once and return its trace; write it to `path` when given.
+
+    model: a module, or a pair (function, module) where `function(module, *inputs)` runs it.
+    floors: run it in float64, too, and store what it is off by at each site; `parity.compare` uses that. The model is copied, and stays as it is.
 
     >>> trace = parity.capture(model, (x,), path="reference.trace")
     """
@@ -35,16 +45,22 @@ def capture(
     from parity.trace import Manifest
     from parity.trace.store import TraceWriter
 
+    if floors:
+        from parity.api import capture_with_floors
+
+        return capture_with_floors(model, inputs, probes=probes, keep=keep, path=path)
+    function, model = model if isinstance(model, tuple) else (None, model)
     manifest = Manifest(environment=describe_environment(), complete=False, parameters=describe_parameters(model))
     args, kwargs = split_inputs(inputs)
+    run = model if function is None else functools.partial(function, model)
     with torch.no_grad():
         if path is None:
             with Recorder(probes or [Modules(model)], keep=keep, manifest=manifest) as recorder:
-                recorder.record_end(model(*args, **kwargs))
+                recorder.record_end(run(*args, **kwargs))
             return recorder.trace
         with TraceWriter(Path(path), manifest) as writer:
             with Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest) as recorder:
-                recorder.record_end(model(*args, **kwargs))
+                recorder.record_end(run(*args, **kwargs))
             writer.manifest = dataclasses.replace(writer.manifest, returned=True)
             writer.note(recorder.trace.manifest.notes)
     from parity.trace.store import load_trace

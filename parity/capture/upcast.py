@@ -18,12 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from parity.capture import nested
+from parity.capture.held import HELD, default_dtype
+
 _WIDE = {
     torch.float32: torch.float64,
     torch.bfloat16: torch.float64,
     torch.float16: torch.float64,
     torch.complex64: torch.complex128,
 }
+_NARROW = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 _DRAWS = {torch.randn, torch.rand, torch.randn_like, torch.rand_like}
 _DRAWS_IN_PLACE = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_}
 _CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
@@ -49,7 +53,7 @@ def keep_double() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _KeepDouble(before):
+        with default_dtype(before), _KeepDouble(before):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -62,6 +66,8 @@ class _KeepDouble(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if HELD.get():
+            return func(*args, **kwargs)
         if func in _DRAWS:  # the numbers of the deployed run: a generator gives others in another dtype
             dtype = kwargs.get("dtype") or self.default
             drawn = func(*args, **(kwargs | {"dtype": dtype}))
@@ -75,12 +81,31 @@ class _KeepDouble(TorchFunctionMode):
         dtype = kwargs.get("dtype")
         if dtype in _WIDE:
             kwargs = kwargs | {"dtype": _WIDE[dtype]}
-        result = func(*args, **kwargs)
+        result = _called(func, args, kwargs)
         if func in _CONVERSIONS and isinstance(result, Tensor) and result.dtype in _WIDE:
             return args[0].to(
                 device=result.device, dtype=_WIDE[result.dtype]
             )  # from the value itself: the result is rounded
         return result
+
+
+def _called(func: Any, args: Any, kwargs: Any) -> Any:
+    """Call an operation; one that refuses float64 gets float32, and its results go on in float64."""
+    try:
+        return func(*args, **kwargs)
+    except (RuntimeError, TypeError, NotImplementedError):
+        given = (args, kwargs)
+        wide = [value for _, value in nested.tensors(given) if value.dtype in _NARROW]
+        if not wide or getattr(func, "__name__", "").endswith("_") or "out" in kwargs:
+            raise
+        less = nested.replace(given, lambda path, value: value.to(_NARROW.get(value.dtype, value.dtype)))
+        try:
+            result = func(*less[0], **less[1])
+        except Exception:
+            result = None
+        if result is None:
+            raise
+        return nested.replace(result, lambda path, value: value.to(_WIDE.get(value.dtype, value.dtype)))
 
 
 def upcast_in_place(value: Any) -> Any:

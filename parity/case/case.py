@@ -25,6 +25,16 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A module of one side that refuses float64: its site, the dtype in which its code computes in such a run, and what it said."""
+
+    side: str
+    site: str
+    dtype: torch.dtype
+    reason: str
+
+
+@dataclass(frozen=True)
 class Side:
     """One implementation.
 
@@ -34,6 +44,7 @@ class Side:
     modules(model) names its root modules (for upcasting, weights and settings): site prefix -> module.
     upcast(model) returns a copy in float64 that keeps every rounded constant; the default deep-copies the model and casts its modules.
     inputs(setting) makes this side's own inputs, where the two sides take different ones.
+    held: modules that refuse float64, by site (found out by the harness).
     """
 
     build: Callable[[Setting], Any]
@@ -42,6 +53,7 @@ class Side:
     modules: Callable[[Any], Mapping[str, torch.nn.Module]]
     upcast: Callable[[Any], Any] | None = None
     inputs: Callable[[Setting], Any] | None = None
+    held: Mapping[str, Held] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

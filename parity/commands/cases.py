@@ -75,6 +75,9 @@ def run(
         int, typer.Option("--jobs", "-j", min=0, help="Cases at a time, each in a process of its own (0: one a core).")
     ] = 1,
     cases: CasesOption = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with status 3 where an exception was caught on the way.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> int:
     """Run both sides of cases and judge the port."""
@@ -108,6 +111,10 @@ def run(
         from parity.report.junit import write_junit
 
         write_junit(outcome.results, junit, outcome.not_run)
+    if strict:
+        outcome.errors += [
+            f"{r.case}: {line} (caught on the way; --strict)" for r in outcome.results for line in r.caught
+        ]
     for line in outcome.errors:
         ERR.print(f"parity: {line}", markup=False)
     return outcome.exit_status

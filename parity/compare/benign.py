@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from parity.align.pairs import Alignment
-from parity.compare.floors import ISOLATION, ROUNDOFF, SAME_IN_DOUBLE
+from parity.compare.floors import ISOLATION, ROUNDOFF, SAME_IN_DOUBLE, is_low_precision
 from parity.compare.measure import hidden_places
-from parity.result import Row
+from parity.result import Divergence, Row
 from parity.trace import Trace
 
 _SAME = 1e-6  # of the bias that a mask carries where it hides nothing
@@ -235,3 +235,36 @@ def is_roundoff(row: Row, deployed: torch.dtype = torch.float32) -> bool:
         and row.error <= (8 * ROUNDOFF if double else ROUNDOFF)
         and row.isolated <= (ISOLATION if double else SAME_IN_DOUBLE)
     )
+
+
+def excuse_rounding(
+    rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trace, dtype: torch.dtype, notes: list[str]
+) -> list[Row]:
+    """In a half-precision deployment, take back divergences that are one rounding to that precision."""
+    if not is_low_precision(dtype):
+        return list(rows)
+    pairs = {pair.reference.key: pair for pair in alignment.pairs}
+    kept = []
+    for row in rows:
+        r, p = (reference.tensor(row.key), pairs[row.key].port_tensor(port)) if row.diverged else (None, None)
+        if r is not None and p is not None and is_rounding(r, p, dtype):
+            notes.append(
+                f"{row.site}: differs by one rounding to {str(dtype).removeprefix('torch.')}: kept in another precision"
+            )
+            row = replace(row, diverged=False, how="rounding")
+        kept.append(row)
+    return kept
+
+
+def excuse_roundoff(
+    divergences: list[Divergence], rows: list[Row], deployed: torch.dtype, notes: list[str]
+) -> list[Divergence]:
+    """Take back divergences of a few hundred units of float32 whose site agrees in float64 on the same inputs."""
+    harmless = {row.key: row for row in rows if is_roundoff(row, deployed)}
+    excused = {d.site: d.error for d in divergences if d.key in harmless}
+    if excused:
+        site, error = next(iter(excused.items()))
+        notes.append(
+            f"{site} and {len(excused) - 1} later sites: float32 roundoff above the reference's own ({error:.1e}); equal in float64 on equal inputs"
+        )
+    return [d for d in divergences if d.key not in harmless]

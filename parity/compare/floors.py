@@ -39,13 +39,14 @@ _COARSE_FLOAT8 = 2.0**-4
 class Floors:
     """The floors of one comparison.
 
-    local: key -> the reference's own error there. pooled: site -> the largest of them. levels: site of pictures in bytes -> the most
+    local: key -> the reference's own error there. pooled: site -> the largest of them. ports: the same of the port, by its own sites. levels: site of pictures in bytes -> the most
     levels that a byte of the reference's own is off. fixed: a tolerance for everything (foreign
     traces, or the user's rtol); `absolute` adds an absolute one.
     """
 
     local: Mapping[str, float] = field(default_factory=dict)
     pooled: Mapping[str, float] = field(default_factory=dict)
+    ports: Mapping[str, float] = field(default_factory=dict)
     levels: Mapping[str, float] = field(default_factory=dict)
     fixed: float | None = None
     absolute: float = 0.0
@@ -58,7 +59,8 @@ class Floors:
         if not self.measured:
             return self.fixed if self.fixed is not None else FIXED.get(dtype, _COARSE_FLOAT8)
         unit = UNIT.get(dtype, _COARSE_FLOAT8)
-        own = self.pooled.get(pair.reference.site, 0.0)
+        port = pair.port.origin or pair.port.site
+        own = max(self.pooled.get(pair.reference.site, 0.0), self.ports.get(port, 0.0))
         least = FRAME if pair.reference.kind == "frame" else self.least
         return max(FACTOR * own, UNITS.get(dtype, 1.0) * unit, least)
 

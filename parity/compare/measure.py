@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from parity.align.pairs import Pair
 from parity.compare.floors import FACTOR, FRAME, UNIT, Floors
 from parity.result import Row
-from parity.trace import Record, Trace
+from parity.trace import ENDS, Record, Trace
 from parity.trace.fingerprint import distance, sketch
 
 HIDDEN = -9.9e3  # additive masks hide with at least this much: -1e4 and a bias
@@ -108,11 +110,37 @@ def _is_peaked(size: Tensor) -> bool:
     return largest * largest >= 0.9 * min(size.numel(), 100) * float(size.square().mean())
 
 
+def broadcasts(r: Sequence[int], p: Sequence[int]) -> tuple[int, ...] | None:
+    """Return the common shape of two shapes that differ in axes of size one only."""
+    if len(r) != len(p) or any(n != m and not (n and m and 1 in (n, m)) for n, m in zip(r, p, strict=True)):
+        return None
+    return tuple(max(n, m) for n, m in zip(r, p, strict=True))
+
+
+def reshaped(r: Sequence[int], p: Sequence[int]) -> bool:
+    """Tell whether one shape can be a view of the other: axes merged or split in place, axes of one put in or left out."""
+    if math.prod(r) != math.prod(p):
+        return False
+    cuts = [set(itertools.accumulate((n for n in shape if n != 1), operator.mul)) for shape in (r, p)]
+    return cuts[0] <= cuts[1] or cuts[1] <= cuts[0]
+
+
+def _same_values(ref: Record, got: Record, tolerance: float) -> bool:
+    """Tell whether two records hold the same values in some order, as far as statistics say."""
+    a, b = ref.stats, got.stats
+    if a is None or b is None or not a.count or not b.count:
+        return True
+    scale = max(abs(a.min), abs(a.max), 1e-300)
+    near = (
+        abs(x - y) <= max(tolerance, _SMALL) * scale
+        for x, y in ((a.min, b.min), (a.max, b.max), (a.sum / a.count, b.sum / b.count))
+    )
+    return all(near) and math.isclose(a.sumsq, b.sumsq, rel_tol=2 * max(tolerance, _SMALL), abs_tol=1e-12)
+
+
 def broadcast(r: Tensor, p: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return both values in their common shape when they differ in axes of size one only: a table for all samples, or one for each."""
-    if r.dim() != p.dim() or any(
-        n != m and not (n and m and 1 in (n, m)) for n, m in zip(r.shape, p.shape, strict=True)
-    ):
+    if broadcasts(r.shape, p.shape) is None:
         return None
     left, right = torch.broadcast_tensors(r, p)
     return left, right
@@ -264,12 +292,12 @@ def _measure_sketches(row: Row, pair: Pair, r: Tensor | None, p: Tensor | None, 
     """Compare two records of which at least one kept only its sketch."""
     ref, got = pair.reference, pair.port
     row = replace(row, estimated=True)
-    if p is None and pair.target is not None:
-        return row  # a sketch fixes the order of the elements: it cannot be brought to another layout
     shape = tuple(p.shape) if p is not None else got.shape
-    if ref.shape != shape:
-        return replace(row, diverged=True)
-    if ref.digest and pair.target is None and got.digest == ref.digest:
+    if ref.shape != shape and not reshaped(ref.shape, shape):
+        # A sketch fixes the order of the elements: it cannot be brought to another layout, nor repeated.
+        other = math.prod(ref.shape) != math.prod(shape) and broadcasts(ref.shape, shape) is None
+        return replace(row, diverged=other or ref.role in ENDS)
+    if ref.digest and ref.shape == got.shape and got.digest == ref.digest:
         return replace(row, error=0.0, max_abs=0.0, cosine=1.0, sqnr_db=math.inf, bitwise=True)
     left = ref.sketch if ref.sketch is not None else sketch(r) if r is not None else None
     right = sketch(p) if p is not None else got.sketch
@@ -282,6 +310,13 @@ def _measure_sketches(row: Row, pair: Pair, r: Tensor | None, p: Tensor | None, 
     if not ref.is_float and ref.digest and got.digest and ref.dtype == got.dtype and p is None:
         error = max(error, UNIT["float64"])  # other bits are other numbers, even where the sums cannot tell
     diverged = counts[0] != counts[1] or error > row.floor or _other_nonfinite(ref, got)
+    if (
+        diverged
+        and ref.role not in ENDS
+        and (ref.shape != shape or pair.target is not None)
+        and _same_values(ref, got, row.floor)
+    ):
+        return row  # in another layout
     return replace(
         row,
         error=error,

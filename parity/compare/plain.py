@@ -18,15 +18,9 @@ from parity.errors import CaseError
 from parity.result import Divergence, Row
 from parity.trace import Record, Trace
 
-EMPTY = "no compared record has an element: nothing was compared"
-_VALUES = (
-    "activation",
-    "output",
-    "latent",
-    "frame",
-    "gradient",
-    "weight",
-)  # others may be held as other numbers: ids, masks
+NOTHING = "no compared record has an element: nothing was compared"
+# Others may be held as other numbers: ids, masks.
+_VALUES = frozenset({"activation", "output", "latent", "frame", "gradient", "weight"})
 
 
 def refuse_unfit(alignment: Alignment, port: Trace) -> None:
@@ -76,15 +70,9 @@ def all_empty(alignment: Alignment) -> bool:
 
 def _numbers(record: Record) -> str:
     dtype: torch.dtype = getattr(torch, record.dtype)
-    return (
-        "complex"
-        if dtype.is_complex
-        else "float"
-        if dtype.is_floating_point
-        else "bool"
-        if dtype is torch.bool
-        else "whole"
-    )
+    if dtype.is_complex or dtype.is_floating_point:
+        return "complex" if dtype.is_complex else "float"
+    return "bool" if dtype is torch.bool else "whole"
 
 
 def _of_dtype(row: Row, pair: Pair) -> Divergence:

@@ -13,7 +13,7 @@ from parity.align.traces import align
 from parity.case import Case, Setting
 from parity.compare.floors import UNIT, is_low_precision
 from parity.compare.measure import worst
-from parity.errors import SideError
+from parity.errors import SideError, caught
 from parity.result import Divergence, Row
 from parity.run.side import Inject, Runs, grafting, run_side
 from parity.trace import ENDS, Trace
@@ -65,7 +65,8 @@ def inexact_arithmetic(
         return []
     try:
         port = run_side(case, "port", setting, inject=inject, override=grafting(runs.reference)).trace
-    except SideError:
+    except SideError as failure:
+        caught("the run for solver arithmetic", failure)
         return []
     found = []
     for pair in align(runs.reference, port).pairs:

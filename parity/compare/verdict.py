@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from parity.align.pairs import Alignment, Pair
 from parity.compare.masks import describe_mask
 from parity.compare.measure import worst
-from parity.result import Divergence, Row
+from parity.result import Coverage, Divergence, Row
 from parity.trace import Record, Trace
 
 _SOUGHT = 400  # the worst element is dear to find: later divergences name it only at their site's first
@@ -80,7 +80,7 @@ def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, 
     )
     r, p = reference.tensor(pair.reference.key), pair.port_tensor(port)
     shape = tuple(p.shape) if p is not None else pair.port.shape
-    if shape != row.shape:
+    if shape != row.shape and not (row.estimated and row.error == row.error):
         detail = f"shape {list(row.shape)} (reference), {list(shape)} (port)"
         return replace(base, metric="shape", error=math.inf, detail=detail)
     if r is not None and p is not None and r.is_complex() != p.is_complex():
@@ -137,3 +137,34 @@ def _lone(record: Record, metric: str, order: int, detail: str, tier: str) -> Di
         detail=detail,
         shape=record.shape,
     )
+
+
+def cover(alignment: Alignment, reference: Trace, port: Trace, rows: Sequence[Row]) -> Coverage:
+    """Count what was compared and what was not, on each side. A pair that could not be measured was not compared."""
+    unknown = {row.key: row.site for row in rows if row.error != row.error and not row.diverged}
+    kinds: dict[str, int] = {}
+    for pair in alignment.pairs:
+        if pair.reference.key not in unknown:
+            kinds[pair.reference.kind] = kinds.get(pair.reference.kind, 0) + 1
+    return Coverage(
+        compared=len(alignment.pairs) - len(unknown),
+        reference=len(reference),
+        port=len(port),
+        unaligned_reference=tuple(dict.fromkeys([*alignment.alone_reference, *unknown.values()])),
+        unaligned_port=alignment.alone_port,
+        kinds=kinds,
+    )
+
+
+def verdict_of(divergences: Sequence[Divergence], coverage: Coverage, complete: bool, allowance: float = 0.0) -> str:
+    """Return the verdict: never `match` with nothing aligned, an incomplete trace, or more lone reference sites than allowed."""
+    if coverage.compared == 0:
+        return "incomparable"
+    if divergences:
+        return "diverged"
+    lone = len(coverage.unaligned_reference)
+    sites = lone + max(1, coverage.compared)
+    half = 0 < allowance < 1 and lone == allowance * sites
+    if not complete or half or lone > allowance * sites or (allowance == 0.0 and coverage.unaligned_port):
+        return "incomplete"
+    return "match"

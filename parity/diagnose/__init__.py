@@ -10,6 +10,7 @@ from functools import cache
 
 from parity.diagnose.calibration import calibrated
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
+from parity.errors import caught
 from parity.result import Cause
 
 # One file a family of causes. An order of trial, not of rank.
@@ -52,6 +53,7 @@ def diagnose(evidence: Evidence, most: int = 5) -> tuple[Cause, ...]:
             _log.info(
                 "the hypothesis %r raised at %s: %s: %s", hypothesis.name, evidence.site, type(error).__name__, error
             )
+            caught(f"the hypothesis {hypothesis.name} at {evidence.site}", error)
             continue
         for explanation in explanations:
             if explanation.confidence >= _LEAST and not explanation.parameters.get("benign"):

@@ -15,7 +15,7 @@ from parity.diagnose.evidence import Evidence
 from parity.diagnose.gather import _in_double, gather
 from parity.diagnose.locality import describe
 from parity.diagnose.verify import verify
-from parity.errors import CaseError
+from parity.errors import CaseError, caught
 from parity.locate.listing import listing
 from parity.locate.window import Relabel, Window, _call_window, _look, _relative, _with_operation
 from parity.result import Cause, Culprit, Divergence, Result, format_key
@@ -91,6 +91,7 @@ def _edits(
         return causes_of(found, evidence, proof), line_of(found)
     except Exception as error:
         _log.info("the search for edits raised at %s: %s: %s", evidence.site, type(error).__name__, error)
+        caught(f"the search for edits at {evidence.site}", error)
         return [], None
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from parity.align.by_weights import pair_parameters
+from parity.align.pairs import Alignment
 from parity.capture.module_state import ModuleState
 from parity.compare.measure import HIDDEN, error_of, hidden_places
 from parity.diagnose.evidence import Evidence
+from parity.locate.first import owner
 from parity.locate.window import Window
 from parity.result import Divergence, Row
 from parity.run.side import Runs
@@ -150,3 +152,28 @@ def _both_states(
 def _settings(ref: ModuleState, port: ModuleState) -> dict[str, tuple[Any, Any]]:
     """Return the scalar attributes that both modules have under one name."""
     return {name: (ref.settings[name], port.settings[name]) for name in ref.settings if name in port.settings}
+
+
+def evidence_of(first: Divergence, alignment: Alignment, reference: Trace, port: Trace) -> Evidence | None:
+    """Collect what two traces alone show around a divergence. None when one side has no full tensor."""
+    pair = next((p for p in alignment.pairs if p.reference.key == first.key), None)
+    if pair is None:
+        return None
+    r, p = reference.tensor(first.key), pair.port_tensor(port)
+    if r is None or p is None:
+        return None
+    before = [r_.key for r_ in reference.records[max(0, first.order - 24) : first.order]]
+    return Evidence(
+        reference=r,
+        port=p,
+        site=first.site,
+        coords=first.coords,
+        kind=first.kind,
+        module=owner(first, reference),
+        floor=first.floor,
+        inputs={key: t for key in before if (t := reference.tensor(key)) is not None},
+        port_inputs={key: t for key in before if (t := port.tensor(key)) is not None},
+        ref_at=reference.at,
+        port_at=port.at,
+        sites=reference.sites(),
+    )

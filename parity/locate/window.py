@@ -13,7 +13,7 @@ from parity.capture.module_state import ModuleState
 from parity.capture.operations import CallLog, Frame, OpLog, Step, own_frame
 from parity.capture.recorder import Override
 from parity.case import Case, Setting
-from parity.errors import SideError
+from parity.errors import SideError, caught
 from parity.locate.operation import Departure, describe_op, find_departure
 from parity.result import Culprit, Divergence, format_key
 from parity.run.side import Inject, Runs, SideRun, grafting, reseating, run_side
@@ -118,7 +118,8 @@ def _windows(
                 states=True,
                 keep=lambda site, coords: format_key(site, coords) in closing,
             )
-        except SideError:
+        except SideError as failure:
+            caught(f"the {which}'s operations", failure)
             return {}
         found[which] = (log, side)
     (ref_log, ref), (port_log, port) = found["reference"], found["port"]
@@ -223,7 +224,8 @@ def _call_window(case: Case, setting: Setting, runs: Runs, divergence: Divergenc
                 watch=log.watch,
                 keep=False,
             )
-        except SideError:
+        except SideError as failure:
+            caught(f"the {which}'s calls", failure)
             return Window()
     return Window(common=frozenset(logs["reference"].functions), calls=logs["port"].calls)
 

@@ -17,6 +17,7 @@ from parity.report.wording import (
     culprit_text,
     element,
     headline,
+    lost_isolation,
     measured,
     number,
     place,
@@ -59,6 +60,8 @@ def summary_table(results: Sequence[Result], not_run: Mapping[str, str] | None =
     for result in results:
         # Text, not markup: names come from files, and brackets in them are not styles.
         verdict = Text(result.verdict, style=STYLES.get(result.verdict, ""))
+        if lost_isolation(result):
+            verdict.append(f"\nisolation {clean(result.isolation['level'])}", style="yellow")
         cells = [Text(cell) for cell in _cells(result)]
         table.add_row(cells[0], verdict, *cells[1:])
     for case, reason in not_run.items():
@@ -99,6 +102,8 @@ def failure_message(result: Result) -> str:
     if result.first is not None and result.first.locality:
         lines += _field("locality", "; ".join(clean(part) for part in result.first.locality), 3)
     lines += _field("coverage", coverage_text(result.coverage), 1)
+    if lost_isolation(result):
+        lines += _field("isolation", lost_isolation(result), 2)
     coverage = result.coverage
     if coverage.unaligned_reference:
         lines += _field("", f"unaligned in the reference: {some(coverage.unaligned_reference, 3)}", 2)

@@ -103,6 +103,15 @@ def headline(result: Result, width: int) -> str:
     return clip_end(text, width)
 
 
+def lost_isolation(result: Result) -> str:
+    """Say what could not be judged alone, `partial, 3 sites not judged alone: ...`; empty where all was, or where nobody asked."""
+    level, reason = str(result.isolation.get("level", "full")), clean(result.isolation.get("reason", ""))
+    if level == "full" or not reason or reason == "not asked for":
+        return ""
+    count = result.isolation.get("count", 0)
+    return f"{clean(level)}{f', {count} sites not judged alone' if count else ''}: {reason}"
+
+
 def measured(divergence: Divergence) -> str:
     """`relative L2 0.031, floor 4e-06 (7,750x)`, or what else made the record diverge."""
     name = METRIC_TEXT.get(divergence.metric, divergence.metric)

@@ -17,6 +17,7 @@ from torch import Tensor
 from parity.align.pieces import Piece
 from parity.capture import nested
 from parity.capture.environment import describe_environment
+from parity.capture.held import hold_back, released
 from parity.capture.module_state import ModuleState, own_state, states_of
 from parity.capture.operations import WindowsClosed
 from parity.capture.probes import Gradients, Modules, Probe
@@ -38,6 +39,7 @@ class SideRun:
     trace: Trace
     model: Any
     states: Mapping[str, ModuleState] = field(default_factory=dict)  # of its modules while it ran, on request
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # by name, as the run was given them, on request
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Runs:
     isolated: Trace | None = None  # the port in float64, on the reference's values
     free: Trace | None = None  # the port left alone, for information
     pieces: Mapping[str, Piece] = field(default_factory=dict)  # calls of the port that are parts of the reference's
+    recorded: Trace | None = None  # the port as it was recorded, before its calls were joined
 
 
 Inject = Callable[[Any], AbstractContextManager[Any] | None]
@@ -73,16 +76,18 @@ def run_side(
     sink: Any = None,
     keep: Any = True,
     states: bool = False,
+    weights: bool = False,
 ) -> SideRun:
     """Build and run one side of a case.
 
     inject: a fault or variation. upcast: in float64. jitter: with every weight and buffer moved by one unit of roundoff. override: replaces
-    recorded values in the run. around: entered around the run alone (operation recording). states: return what the modules held.
+    recorded values in the run. around: entered around the run alone (operation recording). states, weights: return what the modules held.
 
     Raises SideError when the side fails to build or to run.
     """
     side: Side = getattr(case, which)
-    doing = f"{case.label}: building the {which}"
+    held = {site: one.dtype for site, one in side.held.items()} if upcast else {}
+    doing, model = f"{case.label}: building the {which}", None
     try:
         with ExitStack() as stack:
             stack.enter_context(seeded(setting.seed))
@@ -98,6 +103,7 @@ def run_side(
             if upcast:
                 stack.enter_context(keep_double())
                 stack.enter_context(_eagerly())
+                hold_back(side.modules(model), held)
             doing = f"{case.label}: running the {which}" + (" in float64" if upcast else "")
             probes = side.probes(model)
             trains = any(isinstance(probe, Gradients) for probe in probes)
@@ -124,17 +130,41 @@ def run_side(
                     complete=False,
                 ),
             )
+            kept = weights_of(side.modules(model)) if weights else {}
             left = Watch(inputs, side.modules(model))
-            with torch.set_grad_enabled(trains), suppress(WindowsClosed), recorder:
+            with (
+                torch.set_grad_enabled(trains),
+                suppress(WindowsClosed),
+                recorder,
+                released(side.modules(model), held),
+            ):
                 with around or nullcontext():
                     result = side.run(model, inputs)
                     result = list(result) if isinstance(result, Iterator) else result
                 recorder.record_end(result, left, _number(setting, upcast))
-            return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {})
+            return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {}, kept)
     except ParityError:
         raise
     except Exception as error:
-        raise SideError(f"{doing} failed: {type(error).__name__}: {_first_line(error)} ({_origin(error)})") from error
+        failure = SideError(f"{doing} failed: {type(error).__name__}: {_first_line(error)} ({_origin(error)})")
+        failure.module = _failing(side, model, error)
+        raise failure from error
+
+
+def weights_of(roots: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
+    """Return the weights by site of their module and name, and the statistics that a module keeps beside its weights (not copied)."""
+    found: dict[str, Tensor] = {}
+    for prefix, root in roots.items():
+        found |= {prefix + name: value.detach() for name, value in root.named_parameters(remove_duplicate=False)}
+        for path, module in root.named_modules():
+            if module._parameters:
+                kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+                found |= {f"{prefix}{path}.{n}": b.detach() for n, b in kept.items() if b is not None}
+    return {name: value for name, value in found.items() if value.numel() and not value.is_meta and _plain(value)}
+
+
+def _plain(value: Tensor) -> bool:
+    return not torch.nn.parameter.is_lazy(value) and type(value) in (Tensor, torch.nn.Parameter)
 
 
 def _states(side: Side, model: Any, probes: Sequence[Probe]) -> dict[str, ModuleState]:
@@ -225,6 +255,21 @@ def _shared(wanted: Tensor, value: Tensor) -> Tensor | None:
         elif n not in (1, m):
             return None
     return wanted.expand_as(value)
+
+
+def _failing(side: Side, model: Any, error: Exception) -> str | None:
+    """Return the site of the innermost module whose code was running when an error was raised."""
+    if model is None:
+        return None
+    roots = side.modules(model).items()
+    sites = {id(part): prefix + path for prefix, root in roots for path, part in root.named_modules()}
+    frame, found = error.__traceback__, None
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        own = frame.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_varnames else None
+        found = sites.get(id(own), found)
+        frame = frame.tb_next
+    return found
 
 
 def _first_line(error: Exception) -> str:

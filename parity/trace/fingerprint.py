@@ -2,7 +2,7 @@
 
 For a tensor x in logical (row-major) order the sketch adds up s(i)·x[i] into bucket i mod K, with an independent sign s(i) per element from
 an integer hash of i. It is linear, so ‖sketch(x) − sketch(y)‖ estimates ‖x − y‖ with a relative standard deviation of about
-sqrt(2/K)/2 ≈ 2 % (DESIGN.md section 4; Charikar et al. 2002). K is prime and coprime to the last axis, so that an error in one channel
+sqrt(2/K)/2 ≈ 2 % (DESIGN.md section 4; Charikar et al. 2002). K is prime and divides no axis, so that an error in one channel
 spreads over all buckets. The exact hash is multilinear over the bits, modulo 2^64 (Lemire and Kaser 2014): integer sums, so it is
 the same on every device.
 """
@@ -10,6 +10,7 @@ the same on every device.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,16 +18,16 @@ from torch import Tensor
 
 from parity.trace import Stats
 
-BUCKETS = (1021, 1019)
+BUCKETS = (1021, 1019, 1013, 1009)
 _PLACES = 20
 _BLOCK = {"cpu": 1 << _PLACES, "cuda": 1 << 24}  # elements at a time: what fits a cache, what fills a card
 _CACHED_BLOCKS = 8
 
 
 def buckets(shape: Sequence[int]) -> int:
-    """Return the number of sketch buckets for a shape: a prime that does not divide the last axis."""
-    last = shape[-1] if len(shape) else 1
-    return BUCKETS[0] if last % BUCKETS[0] else BUCKETS[1]
+    """Return the number of sketch buckets: a prime that divides no axis. It depends on the number of elements alone, so that a reshape has the same sketch."""
+    count = math.prod(shape)
+    return next((k for k in BUCKETS if count % k), BUCKETS[0])
 
 
 def sketch(value: Tensor) -> Tensor:

@@ -49,10 +49,12 @@ _MANIFEST: Mapping[str, Any] = {
     "axes": dict,
     "parameters": dict,
     "buffers": dict,
+    "floors": dict,
+    "rules": dict,
     "returned": bool,
     "version": int,
 }
-_PARAMETER: Mapping[str, Any] = {"shape": list, "dtype": str, "stats": dict}
+_PARAMETER: Mapping[str, Any] = {"shape": list, "dtype": str, "stats": dict, "digests": dict, "sketch": list}
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
@@ -101,6 +103,8 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(note, str) for note in fields.get("notes", ())):
         raise ValueError("notes must be text")
     _all_integers(fields.get("axes", {}).values(), "axes")
+    _all_of(fields.get("floors", {}), _NUMBER, "floors")
+    _all_of(fields.get("rules", {}), str, "rules")
     described = {
         kind: {name: _parameter(item) for name, item in fields.get(kind, {}).items()}
         for kind in ("parameters", "buffers")
@@ -110,9 +114,12 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
 
 
 def _parameter(item: Any) -> Parameter:
-    fields = _checked(item, _PARAMETER, "parameter", tuple(_PARAMETER))
+    fields = _checked(item, _PARAMETER, "parameter", ("shape", "dtype", "stats"))
     _shape(fields["shape"])
-    return Parameter(tuple(fields["shape"]), fields["dtype"], _stats(fields["stats"]))
+    digests, sketch = fields.get("digests", {}), fields.get("sketch", [])
+    _all_of({"digests": digests}, str, "parameter")
+    _all_of({"sketch": dict(enumerate(sketch))}, _NUMBER, "parameter")
+    return Parameter(tuple(fields["shape"]), fields["dtype"], _stats(fields["stats"]), digests, tuple(sketch))
 
 
 def _stats(item: Any) -> Stats:
@@ -153,3 +160,9 @@ def _all_integers(values: Any, what: str) -> None:
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{what} must be whole numbers, not {value!r}"[:200])
+
+
+def _all_of(groups: Mapping[str, Any], wanted: Any, what: str) -> None:
+    for name, group in groups.items():
+        if not isinstance(group, dict) or any(isinstance(v, bool) or not isinstance(v, wanted) for v in group.values()):
+            raise ValueError(f"{what}: {name!r} must map names to {'text' if wanted is str else 'numbers'}")

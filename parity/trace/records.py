@@ -51,11 +51,16 @@ class Stats:
 
 @dataclass(frozen=True)
 class Parameter:
-    """What tells one weight from the others, without its values."""
+    """What tells one weight from the others, without its values.
+
+    digests: exact hashes, by the dtype to which the values were rounded before (its own, and the halves that are narrower). sketch: a small linear one.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     stats: Stats
+    digests: Mapping[str, str] = field(default_factory=dict)
+    sketch: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,9 @@ class Manifest:
     axes: Mapping[str, int] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)  # weights by name; none where nobody looked
     buffers: Mapping[str, Parameter] = field(default_factory=dict)  # tables, statistics and caches before the run
+    # Measured errors of the side's own, relative L2 by site: "own" against its float64 run, "levels" of pictures in bytes, "isolation" of moved weights.
+    floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of its case: "unaligned", "relax" -> reasons
     returned: bool = False  # what the run returned is among the records, also where it returned nothing
     version: int = FORMAT_VERSION
 

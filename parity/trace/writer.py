@@ -24,7 +24,7 @@ from torch import Tensor
 from parity.boundary.text import reason
 from parity.errors import CaseError, ParityError
 from parity.files import check_folder, hold, replacing, sweep, write_text
-from parity.trace import Manifest, Parameter, Record, Trace
+from parity.trace import Manifest, MemorySource, Parameter, Record, Trace
 from parity.trace.fingerprint import digest, sketch, stats
 from parity.trace.manifest import manifest_to_json, record_to_json
 
@@ -180,3 +180,8 @@ def _clean(path: Path) -> None:
         owner = file.name.removeprefix("records-").partition("-")[0]
         if file.name not in named and owner not in living:
             file.unlink(missing_ok=True)
+
+
+def sketched(trace: Trace) -> Trace:
+    """Return the trace without its full tensors: statistics, hashes and sketches in their place."""
+    return Trace([_with_digests(r, trace.tensor(r.key)) for r in trace], trace.manifest, MemorySource())

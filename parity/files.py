@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from parity.boundary.text import reason
-from parity.errors import CaseError, ParityError
+from parity.errors import CaseError, WriteError
 
 _STEM = 80  # characters of a target's name that its temporary file keeps: names have 255 bytes at most
 _DIRECT = ("/dev/", "/proc/")  # names of open files and devices
@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.__class__ is BrokenPipeError:
             raise
-        raise ParityError(f"cannot write {path}: {reason(error)}") from error
+        raise WriteError(f"cannot write {path}: {reason(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

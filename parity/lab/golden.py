@@ -97,7 +97,7 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
         if isinstance(error, (ValueError, KeyError, TypeError)) or "loading state_dict" in str(error):
             raise TraceError(f"{path}: config, weights or inputs do not fit: {_one_line(error)}") from error
         raise SideError(f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_one_line(error)}") from error
-    if left := unused(golden):
+    if left := unused(golden, entry.describes):
         raise TraceError(f"{path}: the entry '{entry.name}' does not use {left}: it would not be what was recorded")
     return _compare(path, golden, entry, run, side)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -44,9 +44,10 @@ def watched(golden: Golden) -> Golden:
     return replace(golden, inputs=Used(golden.inputs), weights=Used(golden.weights), config=config)
 
 
-def unused(golden: Golden) -> str:
+def unused(golden: Golden, describes: Collection[str] = ()) -> str:
     """Return the names that an entry has not read, as `inputs.a, config.b and 3 more`; empty when it has read everything."""
     groups = (("inputs", golden.inputs), ("weights", golden.weights), ("config", golden.config))
     names = [f"{group}.{name}" for group, held in groups if isinstance(held, Used) for name in held.unread()]
+    names = [name for name in names if name.removeprefix("config.") not in describes]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(one_line(name, 60) for name in names[:_SHOWN]) + more

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from parity.capture.operations import Op
 from parity.diagnose.congruence import explain
 from parity.diagnose.constants import name_constants
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.expand import written_out
-from parity.diagnose.graph import build
+from parity.diagnose.graph import Graph, build
 from parity.diagnose.patch import patch_of
-from parity.diagnose.prints import CLOSE, near, print_of
-from parity.diagnose.search import Edit, Explanation
+from parity.diagnose.fits import cached
+from parity.diagnose.prints import CLOSE, COARSE, Prints, near, print_of
+from parity.diagnose.proposals import unknown_values
+from parity.diagnose.search import Edit, Explanation, Search
 from parity.diagnose.table import name_edit
 from parity.diagnose.verify import Verified
 from parity.diagnose.view import Named, parameters_of, point_of
@@ -42,7 +46,7 @@ def find_edits(ev: Evidence) -> Found | None:
         return None
     if ev.reference.numel() != ev.port.numel() or not ev.error > 0:
         return None
-    ref, port = build(written_out(ev.ref_ops), ev.r), build(written_out(ev.port_ops), ev.p)
+    ref, port = graphs_of(ev)
     if ref is None or port is None:
         return None
     if near(print_of(ev.r), print_of(ev.p)):
@@ -57,6 +61,30 @@ def find_edits(ev: Evidence) -> Found | None:
             return None  # other values on equal ways, and no way to say what is done to them
         return Found(found, (name_constants(bare, ev),) * len(bare), late)
     return Found(found, tuple(name_edit(e, port, ev.kind) for e in found.edits), late)
+
+
+def graphs_of(ev: Evidence) -> tuple[Graph | None, Graph | None]:
+    """Return both sides' logs as graphs, built once."""
+    return cached(
+        ev, "graphs", lambda: (build(written_out(ev.ref_ops), ev.r), build(written_out(ev.port_ops), ev.p))
+    )
+
+
+def open_ends(ev: Evidence, held: Iterable[Tensor]) -> bool:
+    """Tell whether a value from before the window, no weight, differs between the sides: what made it has to be looked at.
+
+    held: what the modules of both sides hold.
+    """
+    ref, port = graphs_of(ev)
+    if ref is None or port is None or ev.reference.numel() != ev.port.numel():
+        return False
+    search = Search(ref, port, ev.r, ev.p, 1.0, 1.0, float("inf"), COARSE)
+    weights = Prints((print_of(t) for t in {id(t): t for t in held}.values()), COARSE)
+    return any(
+        v not in graph.made and graph.values[v].numel() > 1 and not weights.has(graph.print(v))
+        for graph, known in zip((ref, port), search.known(), strict=True)
+        for v in unknown_values(graph, known)
+    )
 
 
 def causes_of(found: Found, ev: Evidence, verified: Verified | None = None) -> list[Cause]:

@@ -13,7 +13,7 @@ MOST_VALUES = 12  # candidates of each side at one place
 
 def candidates(search: Search, ref_known: set[int], port_known: set[int]) -> Iterator[Candidate]:
     ref, port = search.reference, search.port
-    open_ref, open_port = _open(ref, ref_known), _open(port, port_known)
+    open_ref, open_port = unknown_values(ref, ref_known), unknown_values(port, port_known)
     starts, ref_starts = _starts(port, open_port), _starts(ref, open_ref)
     unknown_ref, unknown_port = (
         list(dict.fromkeys([*_in_order(g, u)[:MOST_VALUES], g.end])) for g, u in ((ref, open_ref), (port, open_port))
@@ -42,7 +42,7 @@ def candidates(search: Search, ref_known: set[int], port_known: set[int]) -> Ite
     yield from _orders(search, starts)
 
 
-def _open(graph: Graph, known: set[int]) -> set[int]:
+def unknown_values(graph: Graph, known: set[int]) -> set[int]:
     """Return the unknown values that reach the end through unknown values only: another spelling of a known value is no difference."""
     found: set[int] = set()
     todo = [graph.end]

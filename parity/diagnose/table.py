@@ -60,6 +60,18 @@ def _exchange(v: View) -> Named | None:
     return Named("W5" if vector else "W3", f"two parts of what {describe(op)} makes are exchanged")
 
 
+def _kept(v: View) -> Named | None:
+    """What one call keeps for the next: written otherwise, read by one side only."""
+    ours, theirs = v.edit.reference, v.edit.port
+    if any(op.earlier for op in (*v.ref, *v.own)):
+        return Named("K1", f"what is kept for later calls differs: {said(v.edit)}")
+    if theirs.kept and not ours.kept and v.own:
+        return Named("K4", f"the port goes on with what an earlier call left, the reference does not: {said(v.edit)}")
+    if ours.kept and not theirs.kept and v.ref:
+        return Named("K3", f"the reference goes on with what an earlier call left, the port does not: {said(v.edit)}")
+    return None
+
+
 def _order(v: View) -> Named | None:
     if v.edit.kind != "order" or v.edit.user is None:
         return None
@@ -389,6 +401,6 @@ def _replaced(v: View) -> Named | None:
 
 
 ROWS: tuple[Callable[[View], Named | None], ...] = (
-    _exchange, _order, _dropped, _variance, _eps, _left_eps, _masks, _scale, _angle, _axes, _norm_kind, _activation, _padding, _resize,
+    _kept, _exchange, _order, _dropped, _variance, _eps, _left_eps, _masks, _scale, _angle, _axes, _norm_kind, _activation, _padding, _resize,
     _bounds, _rounding, _sign, _operand, _only, _constant, _same, _replaced,
 )  # fmt: skip

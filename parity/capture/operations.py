@@ -67,7 +67,9 @@ class OpLog(TorchDispatchMode):
         self.functions: set[str] = set()  # that were seen running when something was recorded or computed
         self._makers: dict[int, int] = {}  # id of a live tensor -> the step that made it
         self._alive: list[Tensor] = []
-        self.kept: dict[str, tuple[int, int]] = {}  # wanted record -> the steps of its window that earlier calls of its module ran
+        self.kept: dict[
+            str, tuple[int, int]
+        ] = {}  # wanted record -> the steps of its window that earlier calls of its module ran
         self._sites: dict[str, tuple[int, int]] = {}  # site -> the steps at which it was recorded first and last
 
     def watch(self, record: Record) -> None:
@@ -77,9 +79,9 @@ class OpLog(TorchDispatchMode):
         if record.key in self._starts:
             self.calls.setdefault(record.key, around)
         if record.key in self._open:
-            start = max(self._open.pop(record.key), len(self._steps) - _MOST_OPS)
-            self.windows[record.key] = _cut(self._steps, start)
-            self.kept[record.key] = self._earlier(record, start)
+            first = max(self._open.pop(record.key), len(self._steps) - _MOST_OPS)
+            self.windows[record.key] = _cut(self._steps, first)
+            self.kept[record.key] = self._earlier(record, first)
         if self._open:
             self._sites[record.site] = (self._sites.get(record.site, (len(self._steps), 0))[0], len(self._steps))
         for key, start in self._starts.items():
@@ -104,7 +106,9 @@ class OpLog(TorchDispatchMode):
     def _earlier(self, record: Record, start: int) -> tuple[int, int]:
         """Return which steps ran since the record's module was first seen and before the site's last record."""
         module = record.module
-        inside = [a for site, (a, _) in self._sites.items() if module in ("", "model") or f"{site}.".startswith(f"{module}.")]
+        inside = [
+            a for site, (a, _) in self._sites.items() if module in ("", "model") or f"{site}.".startswith(f"{module}.")
+        ]
         last = self._sites.get(record.site, (0, 0))[1]
         return max(0, min(inside, default=last) - start), max(0, last - start)
 

@@ -17,17 +17,13 @@ FAMILIES = (
     "layout",
     "weights",
     "positions",
-    "attention",
-    "norms",
-    "ranges",
+    "mask_records",
     "time",
     "conditioning",
     "caches",
     "randomness",
     "precision",
     "quantisation",
-    "parallel",
-    "video",
 )
 _log = logging.getLogger(__name__)
 _LEAST = 0.05  # explanations less sure than this are not worth a line

@@ -12,9 +12,9 @@ from parity.diagnose.congruence import explain
 from parity.diagnose.constants import name_constants
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.expand import written_out
+from parity.diagnose.fits import cached
 from parity.diagnose.graph import Graph, build
 from parity.diagnose.patch import patch_of
-from parity.diagnose.fits import cached
 from parity.diagnose.prints import CLOSE, COARSE, Prints, near, print_of
 from parity.diagnose.proposals import unknown_values
 from parity.diagnose.search import Edit, Explanation, Search
@@ -65,9 +65,7 @@ def find_edits(ev: Evidence) -> Found | None:
 
 def graphs_of(ev: Evidence) -> tuple[Graph | None, Graph | None]:
     """Return both sides' logs as graphs, built once."""
-    return cached(
-        ev, "graphs", lambda: (build(written_out(ev.ref_ops), ev.r), build(written_out(ev.port_ops), ev.p))
-    )
+    return cached(ev, "graphs", lambda: (build(written_out(ev.ref_ops), ev.r), build(written_out(ev.port_ops), ev.p)))
 
 
 def open_ends(ev: Evidence, held: Iterable[Tensor]) -> bool:

@@ -42,7 +42,17 @@ def written_out(ops: Sequence[Op]) -> tuple[Op, ...]:
                 base + m if m is not None else _outer(op, outer, t)
                 for m, t in zip(part.makers, part.inputs, strict=True)
             )
-            found.append(replace(part, makers=makers, whole=op.name, source=op.source, code=op.code, frames=op.frames, earlier=op.earlier))
+            found.append(
+                replace(
+                    part,
+                    makers=makers,
+                    whole=op.name,
+                    source=op.source,
+                    code=op.code,
+                    frames=op.frames,
+                    earlier=op.earlier,
+                )
+            )
         now[i] = len(found) - 1
     return tuple(found)
 

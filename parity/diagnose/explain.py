@@ -109,7 +109,9 @@ def _found(
 ) -> tuple[Found | None, Evidence]:
     """Return the fewest edits in the window; where values from before it differ, in all that ran since the start."""
     found = find_edits(evidence)
-    held = [t for states in (window.ref_states, window.port_states) for state in states.values() for t in tensors_of(state)]
+    held = [
+        t for states in (window.ref_states, window.port_states) for state in states.values() for t in tensors_of(state)
+    ]
     if not open_ends(evidence, held):
         return found, evidence
     key = format_key(evidence.site, evidence.coords)

@@ -27,7 +27,21 @@ MOVES = frozenset(
 )  # fmt: skip
 
 # What the first operand held is gone.
-OVERWRITES = frozenset(["zero", "fill", "copy", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"])
+OVERWRITES = frozenset(
+    [
+        "zero",
+        "fill",
+        "copy",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+    ]
+)
 
 
 @dataclass(frozen=True)

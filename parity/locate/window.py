@@ -33,7 +33,10 @@ class Window:
     port: Trace | None = None
     common: frozenset[str] = frozenset()  # functions that the reference runs too
     calls: tuple[Frame, ...] = ()  # around the port when it made the record, innermost first
-    kept: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))  # from and up to which steps earlier calls ran, of either side
+    kept: tuple[tuple[int, int], tuple[int, int]] = (
+        (0, 0),
+        (0, 0),
+    )  # from and up to which steps earlier calls ran, of either side
 
 
 def _look(

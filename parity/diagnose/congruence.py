@@ -216,4 +216,10 @@ def _region(graph: Graph, v: int, known: set[int]) -> Region:
     made = {u for i in cone for u in graph.results(i)}
     given = dict.fromkeys(u for i in cone for u in graph.inputs[i] if u not in made)
     kept = any(graph.is_kept(u) for u in given)
-    return Region(tuple(graph.ops[i] for i in cone), tuple(cone), tuple(graph.values[u] for u in given), kept)
+    return Region(
+        tuple(graph.ops[i] for i in cone),
+        tuple(cone),
+        tuple(graph.values[u] for u in given),
+        kept,
+        any(u in graph.made for u in given),
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from parity.capture.operations import Op
+from parity.diagnose import hypotheses
 from parity.diagnose.congruence import explain
 from parity.diagnose.constants import name_constants
 from parity.diagnose.evidence import Evidence
@@ -25,10 +26,30 @@ from parity.result import Cause
 
 SECONDS = 2.5  # for the search at one divergence
 MOST_OPS = 4000
+EXACT = 1e-5  # of the difference: what a fact about two float64 values may leave
+MOST_OF_A_FACT = 1 << 18  # numbers
+FACTS = frozenset(
+    [
+        "rearranged",
+        "rotary pairing",
+        "rotation sign",
+        "band order",
+        "position axes",
+        "position offset",
+        "positions frozen",
+        "position unit",
+        "rotary frequencies",
+        "rounded",
+    ]
+)
+LAYOUTS = frozenset(
+    ["A10", "V5", "V6", "V11", "D3", "W3", "W4", "W9"]
+)  # what a rearranged value was meant to be is not in its numbers
+TABLES = frozenset(["sigma shift", "table ends"])
 LARGE = 10  # operations in all regions: more say where, not what
 CONFIDENCE = {"sure": 0.9, "general": 0.7, "open": 0.3, "large": 0.2}  # replayed
 VERIFIED = {"sure": 0.97, "general": 0.8, "open": 0.7, "large": 0.5}
-GENERAL = ("N5", "W13")  # classes that say that something differs: the place is proven, the kind is not
+GENERAL = ("N5", "W13", "V11", "C2")  # classes that say that something differs: the place is proven, the kind is not
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,35 @@ def find_edits(ev: Evidence) -> Found | None:
         if any(e.which in ref.made for e in bare):
             return None  # other values on equal ways, and no way to say what is done to them
         return Found(found, (name_constants(bare, ev),) * len(bare), late)
-    return Found(found, tuple(name_edit(e, port, ev.kind) for e in found.edits), late)
+    return Found(found, tuple(_named(e, port, ev) for e in found.edits), late)
+
+
+def _named(edit: Edit, port: Graph, ev: Evidence) -> Named:
+    """Name an edit by the table; where that has a general name only, by what relates its two values, if that is exact."""
+    named = name_edit(edit, port, ev.kind)
+    if named.sure and named.class_id not in GENERAL:
+        return named
+    fact = fact_about(edit.value, edit.other)
+    if fact is None:
+        return named
+    return Named(fact[0], f"{fact[1]}: {named.text}")
+
+
+def fact_about(value: Tensor, other: Tensor) -> tuple[str, str] | None:
+    """Return the class and the sentence of an exact relation of two values: a rearrangement, a rotation, a schedule, a rounding."""
+    if value.shape != other.shape or not value.is_floating_point() or not 3 <= value.numel() <= MOST_OF_A_FACT:
+        return None
+    table = value.dim() == 1 and bool((value.diff() <= 0).all())
+    if not table and value.numel() < 8:
+        return None
+    pair = Evidence(value, other, kind="schedule" if table else "activation")
+    tests = [h for h in hypotheses() if h.name in (TABLES if table else FACTS)]
+    for hypothesis in tests:
+        for found in hypothesis.test(pair):
+            if found.residual <= EXACT and not found.parameters.get("benign"):
+                class_id = found.class_id or hypothesis.class_id
+                return "V11" if class_id in LAYOUTS else class_id, found.text
+    return None
 
 
 def graphs_of(ev: Evidence) -> tuple[Graph | None, Graph | None]:

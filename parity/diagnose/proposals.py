@@ -18,6 +18,7 @@ def candidates(search: Search, ref_known: set[int], port_known: set[int]) -> Ite
     unknown_ref, unknown_port = (
         list(dict.fromkeys([*_in_order(g, u)[:MOST_VALUES], g.end])) for g, u in ((ref, open_ref), (port, open_port))
     )
+    unknown_port += _reads(port, open_port)
     given_ref = list(dict.fromkeys(v for i in ref_starts[:6] for v in ref.inputs[i]))[:MOST_VALUES]
     ref_cost = {v: _size(ref, v, ref_known) for v in unknown_ref}
     stands = {b: search.layouts.counterparts(b) for i in starts[:6] for b in port.inputs[i]}
@@ -40,6 +41,13 @@ def candidates(search: Search, ref_known: set[int], port_known: set[int]) -> Ite
     yield from _joins(search, ref_known, port_known, open_ref, open_port)
     yield from _exchanges(search, port_known)
     yield from _orders(search, starts)
+
+
+def _reads(graph: Graph, unknown: set[int]) -> list[int]:
+    """Return the parts of what an earlier call kept that are read here."""
+    used = {v for i, given in enumerate(graph.inputs) if graph.ops[i].name not in MOVES for v in given}
+    cuts = (v for v in sorted(unknown & used) if v in graph.made and graph.ops[graph.made[v]].name in MOVES)
+    return [v for v in cuts if not graph.ops[graph.made[v]].earlier and graph.is_kept(v)][:MOST_VALUES]
 
 
 def unknown_values(graph: Graph, known: set[int]) -> set[int]:

@@ -24,6 +24,9 @@ class Region:
     places: tuple[int, ...] = ()  # in the side's log
     operands: tuple[Tensor, ...] = ()
     kept: bool = False  # whether one of the operands was made by an earlier call
+    moving: bool = (
+        True  # whether one of the operands was made by another operation; False: all are weights or constants
+    )
 
     @property
     def told(self) -> tuple[Op, ...]:

@@ -155,9 +155,13 @@ def alike(a: Any, b: Any) -> bool:
     return bool(abs(a - b) <= 1e-12 * max(abs(a), abs(b))) if numbers else a == b
 
 
-def goes_into(graph: Graph, edit: Edit) -> set[str]:
-    """Return the operations that an edited value reaches through moves, sums, factors and masks."""
-    through = MOVES | {"tanh", "add", "sub", "mul", "div", "masked_fill", "where", "neg", "mean", "pow", "cat", "stack"}
+def goes_into(graph: Graph, edit: Edit, more: frozenset[str] = frozenset()) -> set[str]:
+    """Return the operations that an edited value reaches through moves, sums, factors, masks and `more`."""
+    through = (
+        MOVES
+        | more
+        | {"tanh", "add", "sub", "mul", "div", "masked_fill", "where", "neg", "mean", "pow", "cat", "stack"}
+    )
     start = list(edit.at[1:]) if edit.kind in ("replaced", "exchanged") else []
     found: set[str] = {edit.user.name} if edit.user is not None else set()
     todo = start or (list(graph.results(edit.at[0])) if edit.user is not None and edit.user.name in through else [])

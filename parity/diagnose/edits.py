@@ -14,7 +14,7 @@ from parity.diagnose.constants import name_constants
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.expand import written_out
 from parity.diagnose.fits import cached
-from parity.diagnose.graph import Graph, build
+from parity.diagnose.graph import Graph, build, unmade
 from parity.diagnose.patch import patch_of
 from parity.diagnose.prints import CLOSE, COARSE, Prints, near, print_of
 from parity.diagnose.proposals import unknown_values
@@ -37,8 +37,6 @@ FACTS = frozenset(
         "position axes",
         "position offset",
         "positions frozen",
-        "position unit",
-        "rotary frequencies",
         "rounded",
     ]
 )
@@ -63,7 +61,7 @@ class Found:
 
 def find_edits(ev: Evidence) -> Found | None:
     """Return the fewest edits that explain a divergence; None where no log reaches or nothing closes."""
-    if not 0 < len(ev.ref_ops) <= MOST_OPS or not 0 < len(ev.port_ops) <= MOST_OPS:
+    if not 0 < len(ev.ref_ops) + len(ev.port_ops) <= 2 * MOST_OPS:
         return None
     if ev.reference.numel() != ev.port.numel() or not ev.error > 0:
         return None
@@ -114,7 +112,23 @@ def fact_about(value: Tensor, other: Tensor) -> tuple[str, str] | None:
 
 def graphs_of(ev: Evidence) -> tuple[Graph | None, Graph | None]:
     """Return both sides' logs as graphs, built once."""
-    return cached(ev, "graphs", lambda: (build(written_out(ev.ref_ops), ev.r), build(written_out(ev.port_ops), ev.p)))
+    return cached(ev, "graphs", lambda: _graphs(ev))
+
+
+def _graphs(ev: Evidence) -> tuple[Graph | None, Graph | None]:
+    ref_ops, port_ops = written_out(ev.ref_ops), written_out(ev.port_ops)
+    ref, port = build(ref_ops, ev.r), build(port_ops, ev.p)
+    if ref is None and port is not None and _has(port, ev.r):
+        ref = unmade(ref_ops, ev.r)
+    elif port is None and ref is not None and _has(ref, ev.p):
+        port = unmade(port_ops, ev.p)
+    return ref, port
+
+
+def _has(graph: Graph, value: Tensor) -> bool:
+    """Tell whether a side has a value that the other side goes on with as it is."""
+    mine = print_of(value)
+    return any(near(mine, graph.print(v), ordered=True) for v in range(len(graph.values)))
 
 
 def open_ends(ev: Evidence, held: Iterable[Tensor]) -> bool:
@@ -143,7 +157,8 @@ def causes_of(found: Found, ev: Evidence, verified: Verified | None = None) -> l
     told = [n for n in range(len(names)) if edits[n].reference.ops or edits[n].port.ops] or list(range(len(names)))
     best = next((n for n in told if names[n].sure), told[0])
     named, edit = names[best], edits[best]
-    grade = "large" if found.explanation.size > LARGE + 2 * len(edits) else "sure" if named.sure else "open"
+    both = any(e.reference.told and e.port.told for e in edits)
+    grade = "large" if both and found.explanation.size > LARGE + 2 * len(edits) else "sure" if named.sure else "open"
     grade = "general" if grade == "sure" and named.class_id in GENERAL else grade
     text = named.text + (f" ({_count(edits)})" if len(edits) > 1 or edit.times > 1 else "")
     if verified is not None:
@@ -170,7 +185,8 @@ def line_of(found: Found) -> Op | None:
     """Return the operation that the first edit with a sure name is about; None where the regions are too large to say."""
     edits, names = found.explanation.edits, found.names
     best = next((n for n in range(len(names)) if names[n].sure), None)
-    large = found.explanation.size > LARGE + 2 * len(edits)
+    both = any(e.reference.told and e.port.told for e in edits)
+    large = both and found.explanation.size > LARGE + 2 * len(edits)
     return None if best is None or large else point_of(edits[best])
 
 

@@ -187,6 +187,14 @@ def build(ops: Sequence[Op], end: Tensor) -> Graph | None:
     return graph if graph.end >= 0 else None
 
 
+def unmade(ops: Sequence[Op], end: Tensor) -> Graph:
+    """Return the graph of a side that goes on with a value from outside as it is: none of its operations made it."""
+    graph = Graph(ops)
+    graph.inputs, graph.outputs = [[] for _ in ops], [[] for _ in ops]
+    graph.end = _new(graph, end, None)
+    return graph
+
+
 def _new(graph: Graph, value: Tensor, maker: int | None) -> int:
     graph.values.append(value)
     if maker is not None:

@@ -39,7 +39,7 @@ def candidates(search: Search, ref_known: set[int], port_known: set[int]) -> Ite
                     yield Candidate(ref_cost.get(a, 1), "operand", (), tuple((e, a) for e in group))
     yield from _constants(search, ref_known, port_known)
     yield from _joins(search, ref_known, port_known, open_ref, open_port)
-    yield from _exchanges(search, port_known)
+    yield from _exchanges(search, port_known, open_port)
     yield from _orders(search, starts)
 
 
@@ -161,10 +161,11 @@ def _joins(
                 yield Candidate(cost, "replaced", tuple(zip(ours, order, strict=True)))
 
 
-def _exchanges(search: Search, known: set[int]) -> Iterator[Candidate]:
-    """Two equal parts of one value, both known, change places."""
+def _exchanges(search: Search, known: set[int], unknown: set[int]) -> Iterator[Candidate]:
+    """Two equal parts of one value, or two known values of one shape, change places."""
     port = search.port
     parts: dict[int, list[int]] = {}
+    parts[len(port.values)] = _given(port, known, unknown)
     for i in search.port_cone:
         op = port.ops[i]
         if len(op.outputs) > 1:
@@ -178,6 +179,19 @@ def _exchanges(search: Search, known: set[int]) -> Iterator[Candidate]:
                     for y in search.layouts.counterparts(b)[:1]:
                         if x != y:
                             yield Candidate(1, "exchanged", ((a, y), (b, x)))
+
+
+def _given(graph: Graph, known: set[int], unknown: set[int]) -> list[int]:
+    """Return the known values that unknown ones are made of, before they were moved."""
+    makers = {graph.made[v] for v in unknown if v in graph.made}
+    found: dict[int, None] = {}
+    for i in sorted(makers):
+        for v in graph.inputs[i] if graph.ops[i].name not in MOVES else ():
+            while v in graph.made and graph.ops[graph.made[v]].name in MOVES and graph.inputs[graph.made[v]]:
+                v = graph.inputs[graph.made[v]][0]
+            if v in known and graph.values[v].dim() > 1:
+                found[v] = None
+    return list(found)[:6]
 
 
 def _orders(search: Search, starts: Sequence[int]) -> Iterator[Candidate]:

@@ -12,7 +12,7 @@ from parity.capture.operations import Op
 
 from .graph import MOVES, Graph
 from .masks import describe as describe_masks
-from .prints import HIDDEN
+from .prints import HIDDEN, near, print_of
 from .search import Edit
 from .view import (
     ACTIVATIONS,
@@ -39,6 +39,7 @@ from .view import (
 )
 
 SOFTMAX = frozenset(["softmax", "_softmax", "_safe_softmax"])
+ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
 MOST_OF_A_MASK = 12  # operations: in larger regions other things differ besides what is hidden
 
 
@@ -59,6 +60,9 @@ def _exchange(v: View) -> Named | None:
     weight = maker < 0 or all(u not in v.port.made for u in v.port.inputs[maker])
     vector = not weight and all(n == 1 for n in shape[1:-1])
     op = v.edit.port.ops[0]
+    if len(v.edit.at) == 3 and v.port.made.get(v.edit.at[1]) != v.port.made.get(v.edit.at[2]):
+        makers = [v.port.ops[v.port.made[u]] for u in v.edit.at[1:] if u in v.port.made]
+        return Named("W3", f"two values change places{at(makers[-1]) if makers else ''}")
     return Named("W5" if vector else "W3", f"two parts of what {describe(op)} makes are exchanged")
 
 
@@ -89,7 +93,7 @@ def _repeated(v: View) -> Named | None:
             before.insert(0, op.name)
         made = [u for u in graph.inputs[i] if u in graph.made]
         at_ = made[0] if made else -1
-    if before != v.own_names:
+    if before != v.own_names or set(before) <= ARITHMETIC:
         return None
     return Named("N6", f"the port runs {listed(v.own_names)} twice{at(v.own[-1])}")
 
@@ -98,8 +102,10 @@ def _computed(v: View) -> Named | None:
     """The port holds as a constant what the reference makes of its weights, and it has other values."""
     if v.only is None or v.only[0] != "left out" or v.edit.kind != "operand" or v.edit.reference.moving:
         return None
-    if v.edit.user is None or v.edit.at[1:] and v.port.inputs[v.edit.at[0]][v.edit.at[1]] in v.port.made:
+    if v.edit.user is None or (v.edit.at[1:] and v.port.inputs[v.edit.at[0]][v.edit.at[1]] in v.port.made):
         return None
+    if any(near(print_of(v.edit.other), print_of(t)) for t in v.edit.reference.operands):
+        return None  # it is what the reference makes it of
     angles = goes_into(v.port, v.edit, frozenset(["mm", "bmm", "pow", "reciprocal", "exp"])) & ANGLES
     return Named(
         "P5" if angles else "W13",
@@ -370,7 +376,7 @@ def _only(v: View) -> Named | None:
         if v.kind == "latent":
             return Named("C10", f"{text}: the factor {number(_factor(ops))}")
         return Named("N5", f"{text}: the factor {number(_factor(ops))}", v.kind not in ("schedule",))
-    return Named("N5", text, small)
+    return Named("N5", text)
 
 
 def _twice(v: View, op: Op) -> bool:

@@ -208,7 +208,7 @@ def numbers_of(edit: Edit) -> list[tuple[Op, Any, Any]]:
 
 def said(edit: Edit) -> str:
     """Return an edit in words when no row has better ones."""
-    ref, own = [op.name for op in told_ops(edit.reference)], [op.name for op in told_ops(edit.port)]
+    ref, own = ([op.name for op in told_ops(r) or r.ops] for r in (edit.reference, edit.port))
     ops = told_ops(edit.port) or told_ops(edit.reference) or ((edit.user,) if edit.user else ())
     where = at(ops[-1]) if ops else ""
     return f"the port runs {listed(own)} where the reference runs {listed(ref)}{where}"

@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 parity: setup ## run every case of every system; table and reports/index.html
-	$(BIN)/parity run --html reports
+	$(BIN)/parity run --jobs 2 --html reports
 
 test: setup ## the regression suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -47,6 +47,6 @@ format: setup ## format the code
 	$(BIN)/ruff check --fix parity reference ported fixtures tests
 
 clean: ## remove the environment, caches and reports
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .parity_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find reports -mindepth 1 ! -name .gitkeep -delete

@@ -31,7 +31,7 @@ from parity.locate.first import first_divergence, owner
 from parity.locate.nonfinite import find_nonfinite
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 from parity.run.backward import with_backward
-from parity.run.given import Arguments, Model, dtype_of, module_of, pair_of_inputs, side_of
+from parity.run.given import Arguments, Given, as_model, dtype_of, module_of, pair_of_inputs, side_of
 from parity.run.side import grafting, run_side
 from parity.trace import Trace
 from parity.trace.names import NameMap, load_names, parse_names
@@ -42,8 +42,8 @@ Names = NameMap | Sequence[Mapping[str, Any]] | str | Path | None
 
 
 def check(
-    reference: Model,
-    port: Model,
+    reference: Given,
+    port: Given,
     inputs: Any,
     *,
     names: Names = None,
@@ -60,7 +60,7 @@ def check(
 ) -> Result:
     """Run two implementations on the same inputs and tell whether the port computes what the reference computes.
 
-    reference, port: modules, or pairs (function, module) where `function(module, *inputs)` runs it.
+    reference, port: modules, plain functions, or pairs (function, module) where `function(module, *inputs)` runs it.
     inputs: a tuple or dict of arguments. port_inputs: the port's, where it takes others (a pair (reference's, port's) as `inputs` is understood
         too, when it cannot mean two arguments).
     names: a name map (rules, or a YAML file), whole or in part: its rules win, `{port: REGEX, apart: true}` forbids a pair, and what it leaves open is
@@ -82,6 +82,7 @@ def check(
     fixed = None if floor == "auto" else _limit("floor", _number(floor))
     if allow_unaligned is not None:
         _share("allow_unaligned", allow_unaligned)
+    reference, port = as_model("reference", reference), as_model("port", port)
     left, right = pair_of_inputs(reference, port, inputs, port_inputs)
     dtypes = dtype_of(reference), dtype_of(port)
     excused = dict.fromkeys(relax, "as asked for")
@@ -123,7 +124,7 @@ def check(
     return replace(result, case=label, command=command, notes=(*inferred.notes, *result.notes), alignment=pairs)
 
 
-def assert_parity(reference: Model, port: Model, inputs: Any, **options: Any) -> Result:
+def assert_parity(reference: Given, port: Given, inputs: Any, **options: Any) -> Result:
     """Do the same as `check`, and raise ParityFailure with a message to act on when the verdict is not `match`."""
     result = check(reference, port, inputs, **options)
     if result.verdict != "match":

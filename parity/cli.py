@@ -33,16 +33,6 @@ CasesOption = Annotated[
     list[Path] | None, typer.Option("--cases", help="Cases folder(s) instead of [tool.parity] cases of pyproject.toml.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
-DTYPES = {
-    "fp32": "float32",
-    "float32": "float32",
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-    "fp16": "float16",
-    "float16": "float16",
-    "fp64": "float64",
-    "float64": "float64",
-}
 
 
 def main() -> None:
@@ -70,31 +60,27 @@ def main() -> None:
 
 @app.command("list")
 def list_(
-    cases: CasesOption = None, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
+    names: Annotated[list[str] | None, typer.Argument(metavar="SYSTEM...", help="Systems (default: all).")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="One kind alone: cases, faults, variations or goldens (may be repeated)."),
+    ] = None,
+    cases: CasesOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> int:
-    """List systems, their cases, faults and variations."""
-    from parity.case.discovery import find_systems
+    """List systems, their cases, faults and variations: parity list, parity list wan --only faults."""
+    from parity.case.discovery import list_systems
+    from parity.report.listing import KINDS, filter_listing, listing_lines
 
-    systems = find_systems(paths=cases)
+    unknown = [kind for kind in only or [] if kind not in KINDS]
+    if unknown:
+        raise CaseError(f"--only {unknown[0]}: there are {', '.join(KINDS)}")
+    listing = filter_listing(list_systems(paths=cases), names or [], only or [])
     if as_json:
-        print(json.dumps({name: _system_json(system) for name, system in systems.items()}, indent=1))
+        print(json.dumps(listing, indent=1))
         return 0
-    for system in systems.values():
-        _OUT.print(f"[bold]{system.name}[/bold]  {system.text}")
-        for case in system.cases:
-            _OUT.print(f"  case {case.label}: {case.text}", markup=False, soft_wrap=True)
-        for fault in system.faults:
-            where = f" [{fault.case}]" if fault.case else ""
-            _OUT.print(f"  fault {fault.name}{where}: {fault.text} ({fault.spec_id})", markup=False, soft_wrap=True)
-        for variation in system.variations:
-            _OUT.print(f"  variation {variation.name}: {variation.text}", markup=False, soft_wrap=True)
-        for entry in system.goldens:
-            _OUT.print(f"  golden entry {entry.name} ({', '.join(entry.sides)})", markup=False, soft_wrap=True)
-    if not systems:
-        _OUT.print(
-            'no cases found: add [tool.parity] cases = ["folder"] to pyproject.toml, or give --cases FOLDER',
-            markup=False,
-        )
+    for line in listing_lines(listing):
+        _OUT.print(line, markup=False, soft_wrap=True)
     return 0
 
 
@@ -132,20 +118,26 @@ def run(
     html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML reports.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Folder for the traces of both sides.")] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, help="Cases at a time, each in a process of its own (0: one a core).")
+    ] = 1,
     cases: CasesOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> int:
     """Run both sides of cases and judge the port."""
-    from parity.case.discovery import choose_cases, find_systems
-    from parity.session import Job, run_jobs
+    from parity.case.discovery import find_systems, refuse_unknown
 
-    systems = find_systems(paths=cases)
-    jobs = _jobs(systems, list(names or []), fault, variation, dtype, device, seed, weights)
-    if not jobs:
-        raise CaseError("no cases to run (see parity list)")
-    del choose_cases, Job
+    refuse_unknown(list(names or []), paths=cases)
+    from parity.case.jobs import Wanted, choose_jobs
+    from parity.session import Options, processes_for, run_jobs
+
+    wanted = Wanted(list(names or []), fault, variation, dtype, device, seed, weights)
+    chosen = choose_jobs(find_systems(paths=cases, names=wanted.names), wanted)
     outcome = run_jobs(
-        jobs, isolate=isolate, alone=alone, zoom=zoom, html=html, save=save, console=None if quiet else _ERR
+        chosen,
+        Options(isolate, alone, zoom, html, save),
+        processes=min(len(chosen), processes_for(jobs, device)),
+        console=None if quiet else _ERR,
     )
     if not quiet:
         from parity.report.text import failure_message, summary_table
@@ -491,55 +483,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
     return 0 if all(f.mark != "FAIL" for f in findings) else 1
 
 
-def _jobs(
-    systems: Any,
-    names: list[str],
-    fault: str | None,
-    variation: str | None,
-    dtype: str | None,
-    device: str,
-    seed: int,
-    weights: Path | None,
-) -> list[Any]:
-    """Turn the arguments of `run` into jobs."""
-    import torch
-
-    from parity.case import Setting
-    from parity.case.discovery import choose_cases, get_system
-    from parity.session import Job
-
-    if dtype is not None and dtype not in DTYPES:
-        raise CaseError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPES)}")
-    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise CaseError("no CUDA device is available here; leave out --device cuda")
-    wanted = getattr(torch, DTYPES[dtype]) if dtype else None
-
-    def setting(case: Any, preferred: Any = None) -> Setting:
-        return Setting(wanted or preferred or case.dtypes[0], device, seed)
-
-    if weights is not None:
-        if len(names) != 1 or "/" in names[0]:
-            raise CaseError("--weights needs exactly one system, as in: parity run wan --weights PATH")
-        system = get_system(systems, names[0])
-        if system.from_weights is None:
-            raise CaseError(f"system {system.name} cannot run from a checkpoint")
-        return [Job(case, setting(case)) for case in system.from_weights(weights)]
-    if fault is None and variation is None:
-        return [Job(case, setting(case)) for case in choose_cases(systems, names)]
-    if (fault is not None and variation is not None) or len(names) != 1:
-        raise CaseError("--fault and --variation need exactly one system, as in: parity run waypoint --fault NAME")
-    system = get_system(systems, names[0].partition("/")[0])
-    kind, pool, name = (
-        ("fault", system.faults, fault) if fault is not None else ("variation", system.variations, variation)
-    )
-    chosen = next((item for item in pool if item.name == name), None)
-    if chosen is None:
-        raise CaseError(f"system {system.name} has no {kind} '{name}'; see parity list")
-    case = system.case(names[0].partition("/")[2] or chosen.case)
-    job: dict[str, Any] = {kind: chosen}
-    return [Job(case, setting(case, chosen.dtype), **job)]
-
-
 def _write_results(results: list[Any], path: Path | None) -> None:
     """One result is written as itself, several as a list under "results"."""
     if path is None:
@@ -551,16 +494,6 @@ def _write_results(results: list[Any], path: Path | None) -> None:
 
     worst = next((r.verdict for r in results if r.verdict != "match"), "match")
     write_text(path, json.dumps({"verdict": worst, "results": [r.to_json() for r in results]}, indent=1) + "\n")
-
-
-def _system_json(system: Any) -> dict[str, Any]:
-    return {
-        "text": system.text,
-        "cases": [{"name": c.label, "text": c.text} for c in system.cases],
-        "faults": [{"name": f.name, "text": f.text, "spec": f.spec_id, "case": f.case} for f in system.faults],
-        "variations": [{"name": v.name, "text": v.text} for v in system.variations],
-        "goldens": [{"entry": e.name, "sides": list(e.sides)} for e in system.goldens],
-    }
 
 
 def _golden_line(report: Any) -> str:

@@ -23,6 +23,7 @@ from parity.compare.floors import Floors
 from parity.compare.gradients import heal_gradients
 from parity.compare.invariants import TIER, broken, checked
 from parity.compare.measure import measure, own_errors, own_levels
+from parity.compare.noise import excuse_noise
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
 from parity.compare.verdict import judge, lone_states
@@ -148,6 +149,7 @@ def run_case(
     local += moved_boundaries(rows, case, setting, reference)
     if isolate:
         local += inexact_arithmetic(case, setting, runs, inject, order)
+        divergences = excuse_noise(divergences, local, rows, case, setting, reference, notes)
     if free and case.reseat:
         with _timed(seconds, "free run", say):
             runs.free = run_side(case, "port", setting, inject=inject).trace

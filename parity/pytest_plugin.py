@@ -6,6 +6,8 @@ Options: `--parity-report DIR` writes HTML reports of every result; `--parity-up
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,18 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReportBook:
-    """Results of one session; reports are written as they come, the index at the end."""
+    """Results of one session; reports are written as they come, the index at the end. test: the id of the test that runs."""
 
     folder: Path | None
     results: list[Result] = field(default_factory=list)
+    test: str = ""
+    _seen: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: Result, media: Any = None) -> Result:
-        """Keep a result and write its page when reports were asked for."""
+        """Keep a result and write its page when reports were asked for: one a test and assertion."""
         if self.folder is not None:
-            from parity.session import report_path, write_one
+            from parity.session import write_one
 
-            result = replace(result, report=str(report_path(result, self.folder)))
-            write_one(result, media, self.folder)
+            self._seen[self.test] += 1
+            again = f" #{self._seen[self.test]}" if self._seen[self.test] > 1 else ""
+            name = self.test if self.test.endswith(result.case) else f"{result.case} in {self.test}"
+            page = write_one(replace(result, case=f"{name}{again}"), media, self.folder)
+            result = replace(result, report=page.report)
         self.results.append(result)
         return result
 
@@ -63,7 +70,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     marker = metafunc.definition.get_closest_marker("parity")
     names = [str(a) for a in marker.args] if marker else []
-    cases = choose_cases(find_systems(metafunc.config.rootpath), names)
+    cases = choose_cases(find_systems(metafunc.config.rootpath, names=names), names)
     metafunc.parametrize("parity_case", cases, ids=[case.label for case in cases])
 
 
@@ -71,6 +78,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def assert_parity(request: pytest.FixtureRequest) -> Callable[..., Result]:
     """Fixture: `assert_parity(reference, port, inputs)` or `assert_parity(case)`; fails with a message to act on."""
     book = request.config.stash[_BOOK]
+    book.test = request.node.nodeid
 
     def run(reference: Any, port: Any = None, inputs: Any = None, **options: Any) -> Result:
         from parity.case import Case
@@ -111,13 +119,29 @@ def _run_case(case: Case, book: ReportBook, options: dict[str, Any]) -> Result:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    """Write the index of the reports."""
+    """Write the index of the reports; a worker of xdist hands its results to the process that has them all."""
     yield
     book = session.config.stash.get(_BOOK, None)
-    if book is not None and book.folder is not None and book.results:
-        from parity.report.html import write_index
+    if book is None or book.folder is None or not book.results:
+        return
+    workeroutput = getattr(session.config, "workeroutput", None)
+    if workeroutput is not None:
+        short = [replace(r, rows=(), alignment=(), operations=(), environment={}) for r in book.results]
+        workeroutput["parity"] = json.dumps([r.to_json() for r in short])
+        return
+    from parity.report.html import write_index
 
-        write_index(book.results, book.folder / "index.html")
+    write_index(book.results, book.folder / "index.html")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the results of a worker of xdist."""
+    from parity.session import result_from_json
+
+    book = node.config.stash.get(_BOOK, None)
+    if book is not None:
+        book.results += [result_from_json(raw) for raw in json.loads(node.workeroutput.get("parity", "[]"))]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas
 
 Verdict = Literal["match", "diverged", "incomparable", "incomplete"]
 
@@ -122,7 +125,7 @@ class Row:
         return format_key(self.site, self.coords)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The outcome of one comparison. Fields as in the JSON contract, further ones for the report."""
 
@@ -151,6 +154,39 @@ class Result:
     @property
     def exit_status(self) -> int:
         return EXIT_STATUS[self.verdict]
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        from parity.report.wording import headline
+
+        return f"<{headline(self, 200)}>"
+
+    def _repr_html_(self) -> str:
+        """Show the message in a notebook, the table of what is over its floor below it."""
+        from parity.report.notebook import result_html
+
+        return result_html(self)
+
+    def text(self) -> str:
+        """Return the message that `assert_parity` fails with: at most 40 lines of 120 columns."""
+        from parity.report.text import failure_message
+
+        return failure_message(self)
+
+    def html(self, path: str | Path) -> Path:
+        """Write the HTML report to `path` atomically; return the path."""
+        from parity.report.html import write_report
+
+        write_report(self, Path(path))
+        return Path(path)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rows as a table: one compared record each, in the reference's order; coordinates are columns `@axis`."""
+        from parity.report.tables import rows_table
+
+        return rows_table(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain JSON values (non-finite floats become strings)."""

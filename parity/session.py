@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from parity.case import Case, Fault, Setting, Variation
+from parity.case.jobs import Job
 from parity.errors import SideError, TraceError
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 from parity.run.side import Runs
 
-
-@dataclass(frozen=True)
-class Job:
-    """One case to run, as asked for."""
-
-    case: Case
-    setting: Setting
-    fault: Fault | None = None
-    variation: Variation | None = None
+LONGEST = 110  # characters of a page's name
 
 
 @dataclass
@@ -42,90 +38,156 @@ class Outcome:
         return 3 if self.errors else max((r.exit_status for r in self.results), default=0)
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    *,
-    isolate: bool = True,
-    alone: bool = False,
-    zoom: str = "",
-    html: Path | None = None,
-    save: Path | None = None,
-    console: Console | None = None,
-) -> Outcome:
-    """Run jobs one after the other; each report is written as soon as its case is done."""
-    from parity.pipeline import run_alone, run_case
+@dataclass(frozen=True)
+class Options:
+    """How jobs are run: as `parity run` takes it. html, save: folders for the reports and for the traces of both sides."""
 
-    outcome = Outcome()
-    reports: list[tuple[Result, Any]] = []
+    isolate: bool = True
+    alone: bool = False
+    zoom: str = ""
+    html: Path | None = None
+    save: Path | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one job gave: a result, or why a side failed to run."""
+
+    result: Result | None = None
+    error: str = ""
+
+
+def run_jobs(
+    jobs: Sequence[Job], options: Options = Options(), *, processes: int = 1, console: Console | None = None
+) -> Outcome:
+    """Run jobs, `processes` at a time; each report is written as soon as its case is done, results keep the order of the jobs."""
     progress = _progress(console)
     with progress or nullcontext():
         task = progress.add_task("", total=len(jobs)) if progress else None
-        for job in jobs:
 
-            def say(stage: str, label: str = job.case.label) -> None:
-                if progress is not None and task is not None:
-                    progress.update(task, description=f"{label}: {stage}")
-
-            try:
-                if alone:
-                    outcome.results.append(run_alone(job.case, job.setting, fault=job.fault, variation=job.variation))
-                    continue
-                result, runs = run_case(
-                    job.case,
-                    job.setting,
-                    fault=job.fault,
-                    variation=job.variation,
-                    isolate=isolate,
-                    progress=say,
-                    zoom=zoom,
-                )
-            except SideError as error:
-                outcome.errors.append(str(error))
-                outcome.not_run[job.case.label] = str(error)
-            else:
-                result = replace(result, command=_command(job))
-                media = None
-                if html is not None:
-                    from parity.report.collect import collect_media
-
-                    say("report")
-                    media = collect_media(job.case, runs)
-                    result = replace(result, report=str(report_path(result, html)))
-                if save is not None:
-                    _save(runs, save / job.case.label.replace("/", "-"))
-                reports.append((result, media))
-                outcome.results.append(result)
-                if html is not None:
-                    write_one(result, media, html)
+        def say(text: str, step: int = 0) -> None:
             if progress is not None and task is not None:
-                progress.advance(task)
-    if html is not None:
-        _write_index(outcome.results, html, outcome.not_run)
+                progress.update(task, description=text, advance=step)
+
+        answers = _side_by_side(jobs, options, processes, say) if processes > 1 else _in_turn(jobs, options, say)
+    outcome = Outcome()
+    for job, answer in zip(jobs, answers, strict=True):
+        if answer.result is not None:
+            outcome.results.append(answer.result)
+        else:
+            outcome.errors.append(answer.error)
+            outcome.not_run[job.case.label] = answer.error
+    if options.html is not None:
+        _write_index(outcome.results, options.html, outcome.not_run)
     return outcome
 
 
+def processes_for(wanted: int, device: str) -> int:
+    """Return how many jobs may run at a time: as wanted (0: one a core), one on an accelerator or where processes cannot fork."""
+    if device != "cpu" or "fork" not in get_all_start_methods():
+        return 1
+    return wanted or os.cpu_count() or 1
+
+
+def _in_turn(jobs: Sequence[Job], options: Options, say: Callable[..., None]) -> list[Answer]:
+    answers = []
+    for job in jobs:
+        label = job.case.label
+
+        def stage(text: str, label: str = label) -> None:
+            say(f"{label}: {text}")
+
+        answers.append(run_job(job, options, stage))
+        say(label, 1)
+    return answers
+
+
+_FORKED: tuple[Sequence[Job], Options] | None = (
+    None  # what a forked process inherits: cases hold functions, which no queue carries
+)
+
+
+def _side_by_side(jobs: Sequence[Job], options: Options, processes: int, say: Callable[..., None]) -> list[Answer]:
+    global _FORKED
+    _FORKED = (jobs, options)
+    try:
+        with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+            futures = [pool.submit(_forked, i) for i in range(len(jobs))]
+            for future in as_completed(futures):
+                say(jobs[futures.index(future)].case.label, 1)
+            return [future.result() for future in futures]
+    finally:
+        _FORKED = None
+
+
+def _forked(index: int) -> Answer:
+    import torch
+
+    torch.set_num_threads(1)
+    assert _FORKED is not None
+    jobs, options = _FORKED
+    return run_job(jobs[index], options)
+
+
+def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None) -> Answer:
+    """Run one job and write its report and traces."""
+    from parity.pipeline import run_alone, run_case
+
+    try:
+        if options.alone:
+            return Answer(run_alone(job.case, job.setting, fault=job.fault, variation=job.variation))
+        result, runs = run_case(
+            job.case,
+            job.setting,
+            fault=job.fault,
+            variation=job.variation,
+            isolate=options.isolate,
+            progress=say,
+            zoom=options.zoom,
+        )
+    except SideError as error:
+        return Answer(error=str(error))
+    result = replace(result, command=_command(job))
+    if options.save is not None:
+        _save(runs, options.save / job.case.label.replace("/", "-"))
+    if options.html is not None:
+        from parity.report.collect import collect_media
+
+        result = write_one(result, collect_media(job.case, runs), options.html)
+    return Answer(result)
+
+
 def report_path(result: Result, folder: Path) -> Path:
-    """Return where a result's report goes: a name made of letters, digits, '.', '_' and '-' alone, inside `folder`."""
+    """Return where a result's report goes: a name made of ASCII letters, digits, '.', '_' and '-' alone, inside `folder`."""
     parts = [result.case or "comparison", result.fault or result.variation or ""]
-    name = "-".join(p for p in parts if p)
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "comparison"
-    return folder / f"{safe[:120]}.html"
+    return folder / f"{'-'.join(page_stem(p) for p in parts if p)}.html"
 
 
-def write_one(result: Result, media: Any, folder: Path) -> Path:
-    """Write the report of one result; its traces may be gone afterwards."""
+def page_stem(name: str) -> str:
+    """Return the file name of a page, less its ending: `/` becomes `-`.
+
+    A name that loses more than that, or is cut, ends in a hash of the whole, so that no two share a page.
+    """
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in name)
+    plain = safe == name.replace("/", "-") and "-" not in name and safe.strip(".-") == safe
+    if plain and len(safe) <= LONGEST and safe != "index":
+        return safe
+    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe.strip('.-')[:LONGEST] or 'comparison'}-{digest}"
+
+
+def write_one(result: Result, media: Any, folder: Path) -> Result:
+    """Write the report of one result, and return the result with the page's path; its traces may be gone afterwards."""
     from parity.report.html import write_report
 
-    path = report_path(result, folder)
-    write_report(result, path, media)
-    return path
+    result = replace(result, report=str(report_path(result, folder)))
+    write_report(result, Path(str(result.report)), media)
+    return result
 
 
 def write_reports(results: Sequence[tuple[Result, Any]], folder: Path) -> Path:
     """Write reports and their index; return the index."""
-    for result, media in results:
-        write_one(replace(result, report=str(report_path(result, folder))), media, folder)
-    return _write_index([replace(r, report=str(report_path(r, folder))) for r, _ in results], folder, {})
+    return _write_index([write_one(result, media, folder) for result, media in results], folder, {})
 
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
@@ -135,7 +197,7 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
             items = raw.get("results", [raw])
-            found += [_result(item) for item in items]
+            found += [result_from_json(item) for item in items]
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TraceError(f"cannot read the result {path}: {type(error).__name__}: {error}") from None
     return found
@@ -177,7 +239,7 @@ def _save(runs: Runs, folder: Path) -> None:
             write_trace(trace, folder / name)
 
 
-def _result(raw: dict[str, Any]) -> Result:
+def result_from_json(raw: dict[str, Any]) -> Result:
     """Rebuild a result from its JSON."""
     fields = dict(raw)
     single: tuple[tuple[str, Any], ...] = (("first", Divergence), ("culprit", Culprit))

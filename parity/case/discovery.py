@@ -10,10 +10,13 @@ import importlib
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from parity.case import Case, System
+from parity.case.index import Listing, check_names, describe_system, did_you_mean, keep_listing, kept_listing
 from parity.errors import CaseError
+
+if TYPE_CHECKING:
+    from parity.case import Case, System
 
 
 def find_project(start: Path | None = None) -> Path:
@@ -26,27 +29,71 @@ def find_project(start: Path | None = None) -> Path:
     return start
 
 
-def find_systems(project: Path | None = None, paths: list[Path] | None = None) -> dict[str, System]:
-    """Load every system of a project (or of the given cases folders), by name."""
+def find_systems(
+    project: Path | None = None, paths: list[Path] | None = None, names: list[str] | None = None
+) -> dict[str, System]:
+    """Load the systems of a project (or of the given cases folders), by name.
+
+    names: `system` or `system/case` that are wanted; only their folders are imported, where a system is named like its folder.
+    Raises CaseError for an unknown name.
+    """
+    root, files = case_files(project, paths)
+    wanted = {name.partition("/")[0] for name in names or []}
+    if wanted:
+        refuse_unknown(names or [], project, paths)
+    chosen = [file for file in files if file.parent.name in wanted]
+    if wanted and len(chosen) == len(wanted):
+        found = _load_all(chosen, root)
+        if found.keys() == wanted:
+            return found
+    found = _load_all(files, root)
+    keep_listing(root, files, found)
+    return found
+
+
+def refuse_unknown(names: list[str], project: Path | None = None, paths: list[Path] | None = None) -> None:
+    """Raise CaseError for an unknown `system` or `system/case`, where what there is was kept from last time; imports nothing."""
+    listing = kept_listing(*case_files(project, paths))
+    if listing is not None:
+        check_names(listing, names)
+
+
+def list_systems(project: Path | None = None, paths: list[Path] | None = None) -> Listing:
+    """Return what there is, by system: as kept from last time, else by importing every case."""
+    root, files = case_files(project, paths)
+    listing = kept_listing(root, files)
+    if listing is not None:
+        return listing
+    return {name: describe_system(system) for name, system in find_systems(project, paths).items()}
+
+
+def case_files(project: Path | None = None, paths: list[Path] | None = None) -> tuple[Path, list[Path]]:
+    """Return the project's root and every `case.py` of its cases folders (or of the given ones)."""
     root = find_project(project)
-    folders = [Path(p) for p in paths] if paths else [root / p for p in _configured(root)]
-    found: dict[str, System] = {}
-    for folder in folders:
+    files: list[Path] = []
+    for folder in [Path(p) for p in paths] if paths else [root / p for p in _configured(root)]:
         if not folder.is_dir():
             raise CaseError(
                 f"cases folder {folder} does not exist (see [tool.parity] cases in {root / 'pyproject.toml'})"
             )
-        files = [folder / "case.py"] if (folder / "case.py").is_file() else sorted(folder.glob("*/case.py"))
-        for file in files:
-            system = load_system(file, root)
-            if system.name in found:
-                raise CaseError(f"{file}: system '{system.name}' is defined twice")
-            found[system.name] = system
+        files += [folder / "case.py"] if (folder / "case.py").is_file() else sorted(folder.glob("*/case.py"))
+    return root, files
+
+
+def _load_all(files: list[Path], root: Path) -> dict[str, System]:
+    found: dict[str, System] = {}
+    for file in files:
+        system = load_system(file, root)
+        if system.name in found:
+            raise CaseError(f"{file}: system '{system.name}' is defined twice")
+        found[system.name] = system
     return found
 
 
 def load_system(file: Path, root: Path) -> System:
     """Import one `case.py` and return its SYSTEM."""
+    from parity.case.case import System
+
     file = file.resolve()
     base = root if file.is_relative_to(root) else file.parent.parent
     name = ".".join(file.relative_to(base).with_suffix("").parts)
@@ -84,7 +131,7 @@ def get_system(systems: dict[str, System], name: str) -> System:
     """Return a system by name, or raise CaseError with the names there are."""
     if name not in systems:
         raise CaseError(
-            f"unknown system or case '{name}'; there are: {', '.join(sorted(systems)) or 'none'} (see parity list)"
+            f"unknown system or case '{name}'; there are: {', '.join(sorted(systems)) or 'none'}{did_you_mean(name, systems)} (see parity list)"
         )
     return systems[name]
 

@@ -25,7 +25,7 @@ def bench_systems(
     """Serve `parity bench SYSTEM...`. Raises CaseError for a system without anything to time."""
     if repeats < 1:
         raise CaseError("--repeats must be at least 1")
-    systems = find_systems(paths=cases)
+    systems = find_systems(paths=cases, names=list(names))
     rows: dict[str, dict[str, float]] = {}
     for name in names:
         benches = get_system(systems, name).benches

@@ -182,7 +182,7 @@ def _scores(
             yield runner.score(_item(systems[system], name, kind))
         return
     with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(paths, os.getcwd())
+        jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(paths, os.getcwd(), list(systems))
     ) as pool:
         for future in as_completed([pool.submit(_work, *item) for item in todo]):
             yield future.result()
@@ -191,12 +191,12 @@ def _scores(
 _RUNNERS: dict[str, Runner] = {}  # of a worker process
 
 
-def _start(paths: list[Path] | None, folder: str) -> None:
+def _start(paths: list[Path] | None, folder: str, names: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
     os.chdir(folder)
-    _RUNNERS.update({name: Runner(system) for name, system in find_systems(paths=paths).items()})
+    _RUNNERS.update({name: Runner(system) for name, system in find_systems(paths=paths, names=names).items()})
 
 
 def _work(system: str, name: str, kind: str) -> Score:

@@ -31,7 +31,7 @@ def gauntlet_command(
     """Serve `parity gauntlet`: status 0 when every fault is detected and no variation raises an alarm."""
     if markdown is not None and only != ".*":
         raise CaseError("--markdown needs all faults of a system, --only leaves some out: use one of the two")
-    systems = find_systems(paths=paths)
+    systems = find_systems(paths=paths, names=list(names))
     bar = Progress(console=err, transient=True, disable=not err.is_terminal)
     with bar:
         scores = run_gauntlet(systems, names, only, jobs, bar, paths)

@@ -167,7 +167,7 @@ def nonfinite_command(target: str, cases: Sequence[Path] | None) -> NonFinite | 
     from parity.case import Setting
     from parity.case.discovery import choose_cases, find_systems
 
-    case = choose_cases(find_systems(paths=list(cases) if cases else None), [name])[0]
+    case = choose_cases(find_systems(paths=list(cases) if cases else None, names=[name]), [name])[0]
     side = case.reference if attribute == "reference" else case.port
     setting = Setting(dtype=case.dtypes[0])
     model, given = side.build(setting), case.inputs(setting)

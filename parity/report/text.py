@@ -16,6 +16,7 @@ from parity.report.wording import (
     coverage_text,
     culprit_text,
     element,
+    headline,
     measured,
     number,
     place,
@@ -89,7 +90,7 @@ def failure_message(result: Result) -> str:
 
     A result that was zoomed into has the operations below, as many lines as there are.
     """
-    lines = [clip(f"parity {result.verdict.upper()}: {case_name(result)}", COLUMNS)]
+    lines = [headline(result, COLUMNS)]
     lines += _field("", VERDICT_TEXT[result.verdict], 1)
     if result.first is not None:
         lines += _first(result.first)

@@ -91,6 +91,18 @@ def case_name(result: Result) -> str:
     return clean("/".join(parts) or "comparison") + (f" [{clean(', '.join(extra))}]" if extra else "")
 
 
+def headline(result: Result, width: int) -> str:
+    """`parity DIVERGED: waypoint/frames at blocks.0.attn.q_rope: rotary pairs are halves [P1]`: all that fits into a line."""
+    text = f"parity {result.verdict.upper()}: {case_name(result)}"
+    if result.first is not None:
+        text += f" at {clip(result.first.site, 60)}"
+    if result.causes:
+        top = result.causes[0]
+        said = "" if top.name == "edit" else f": {clip(top.name, 60)}"  # an edit's sentence is too long for a line
+        text += said + (f" [{clean(top.class_id)}]" if top.class_id else "")
+    return clip_end(text, width)
+
+
 def measured(divergence: Divergence) -> str:
     """`relative L2 0.031, floor 4e-06 (7,750x)`, or what else made the record diverge."""
     name = METRIC_TEXT.get(divergence.metric, divergence.metric)

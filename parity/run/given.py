@@ -18,8 +18,10 @@ from parity.capture.upcast import upcast_copy
 from parity.case import Setting, Side
 from parity.errors import CaseError, SideError
 from parity.run.backward import asking_for_gradients
+from parity.run.functions import Given, Model, as_model
 
-Model = nn.Module | tuple[Callable[..., Any], nn.Module]
+__all__ = ["Arguments", "Given", "Model", "as_model", "dtype_of", "module_of", "pair_of_inputs", "side_of"]
+
 Probes = Callable[[Any], Sequence[Probe]]
 
 

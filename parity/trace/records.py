@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from parity.result import format_key
+
+if TYPE_CHECKING:
+    import pandas
 
 FORMAT_VERSION = 1
 KINDS = ("input", "activation", "rope", "kv", "mask", "schedule", "latent", "frame", "weight", "gradient", "output")
@@ -166,6 +169,18 @@ class Trace:
         self._by_key[record.key] = record
         if tensor is not None and isinstance(self.source, MemorySource):
             self.source.tensors[record.key] = tensor
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return one line a record: site, coordinates, kind, module, dtype, shape, statistics."""
+        from parity.report.tables import records_table
+
+        return records_table(self)
+
+    def _repr_html_(self) -> str:
+        """Show the first records in a notebook."""
+        from parity.report.notebook import trace_html
+
+        return trace_html(self)
 
     def sites(self) -> list[str]:
         """Return every site once, in order of first appearance."""

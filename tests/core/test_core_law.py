@@ -33,7 +33,11 @@ ROOMS = (
     ("__main__",),
 )
 # Imports inside functions that may look ahead, each with its reason.
-AHEAD = {("compare", "api"): "`parity.compare` is a function and this room"}
+AHEAD = {
+    ("compare", "api"): "`parity.compare` is a function and this room",
+    ("result", "report"): "`str(result)`, `result.html(path)` and `result.to_pandas()` render what they hold",
+    ("trace", "report"): "`trace.to_pandas()` and what a notebook shows",
+}
 # Systems that are built on another one, on both sides: their authors' own packages import it.
 BUILT_ON = {"multikeyframe": "wan", "svi": "wan"}
 FOREIGN = "yaml einops rich typer jinja2 scipy pandas matplotlib skimage cv2 av transformers diffusers PIL tqdm"

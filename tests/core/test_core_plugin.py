@@ -69,7 +69,8 @@ def run(keep_libraries, pytester):
     return inline
 
 
-def test_the_fixture_passes_and_fails_with_a_message_to_act_on(pytester, run):
+def test_the_fixture_passes_and_fails_with_a_message_to_act_on(pytester, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # pytest cuts its summary lines to the width of the terminal
     pytester.makepyfile(
         test_user="""
         from models_under_test import inputs, make
@@ -93,13 +94,44 @@ def test_the_fixture_passes_and_fails_with_a_message_to_act_on(pytester, run):
     assert any(re.match(r"culprit +0\.norm, operation native_layer_norm", line) for line in message)
     assert any("> return x + torch.nn.functional.gelu(self.proj(self.norm(x)))" in line for line in message)
     assert any(re.match(r"cause +.*eps 0\.01 instead of 1e-06 \[N1", line) for line in message)
-    assert any(re.match(r"report +.*test_wrong\.html", line) for line in message)
+    assert any(re.match(r"report +.*test_wrong-[0-9a-f]{8}\.html", line) for line in message)
     # The message is all that is shown: no frame of the plugin, no source of the harness.
     assert "pytest_plugin.py" not in text
     assert "parity reports:" in text
-    pages = {p.name for p in (pytester.path / "pages").iterdir()}
-    assert pages == {"index.html", "test_right.html", "test_wrong.html"}
+    pages = sorted(p.name for p in (pytester.path / "pages").iterdir())
+    assert [re.sub("-[0-9a-f]{8}", "", name) for name in pages] == [
+        "index.html",
+        "test_user.py--test_right.html",
+        "test_user.py--test_wrong.html",
+    ]
+    # pytest's own summary says where and what.
+    assert re.search(r"FAILED test_user.py::test_wrong - .*DIVERGED: check/test_wrong at 0\.norm", text)
     assert "test_wrong" in (pytester.path / "pages" / "index.html").read_text()
+
+
+TWINS = """
+import pytest
+from models_under_test import inputs, make
+
+@pytest.mark.parametrize("eps", [1e-2, 1e-3])
+def test_twice(assert_parity, eps):
+    with pytest.raises(AssertionError):
+        assert_parity(make(), make(eps=eps), inputs())
+    assert_parity(make(), make(), inputs())
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_every_assertion_of_every_test_has_a_page_of_its_own(pytester, run, workers):
+    for name in ("test_user_a", "test_user_b"):
+        pytester.makepyfile(**{name: TWINS})
+    result = run("--parity-report", "pages", "-n", workers)
+    result.assert_outcomes(passed=4)
+    pages = {p.name for p in (pytester.path / "pages").iterdir()}
+    assert len(pages) == 1 + 8
+    index = (pytester.path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert all(name == "index.html" or name in index for name in pages)
+    assert "4 match, 4 diverged" in result.stdout.str() + index
 
 
 def test_cases_of_a_users_own_project_become_tests(pytester, run):

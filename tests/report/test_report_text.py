@@ -17,7 +17,7 @@ from parity.report.wording import clip, exact, measured, number, percent, times_
 from parity.result import Cause, Coverage, Culprit, Divergence, Result
 
 DIVERGED = """\
-parity DIVERGED: waypoint/tiny [fault=rope_half_split]
+parity DIVERGED: waypoint/tiny [fault=rope_half_split] at blocks.2.attn.q_rope: rotary_pairing [P1]
             The port departs from the reference.
   first     blocks.2.attn.q_rope @ frame=1, step=0  (rope, run)
   error     relative L2 0.0547, floor 6.5e-06 (8,409x)

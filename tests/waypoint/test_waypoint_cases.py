@@ -15,9 +15,10 @@ from fixtures.waypoint.case import SYSTEM
 from fixtures.waypoint.faults import NOT_RUN
 from fixtures.waypoint.models import TINY, make_inputs
 from parity.case import Fault, Setting, Variation
+from parity.case.jobs import Job
 from parity.pipeline import Prepared, prepare, run_case
 from parity.result import Result
-from parity.session import Job, run_jobs
+from parity.session import Options, run_jobs
 from ported.waypoint.faults import FAULTS as PORT_FAULTS
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -103,7 +104,7 @@ def test_every_fault_of_the_port_is_bound_or_has_a_reason() -> None:
 
 def test_a_report_and_a_result_are_written(tmp_path: Path) -> None:
     case = SYSTEM.case("square")
-    outcome = run_jobs([Job(case, Setting())], html=tmp_path / "reports", save=tmp_path / "traces")
+    outcome = run_jobs([Job(case, Setting())], Options(html=tmp_path / "reports", save=tmp_path / "traces"))
     assert outcome.exit_status == 0
     index = (tmp_path / "reports" / "index.html").read_text()
     assert "waypoint/square" in index

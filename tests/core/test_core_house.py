@@ -1,0 +1,42 @@
+"""docs/HOW.md shows the house as it is: every room, and files that exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from core_imports import ROOT
+from test_core_law import ROOMS
+
+HOW = (ROOT / "docs" / "HOW.md").read_text(encoding="utf-8")
+TABLE = re.findall(r"^\| (.+?) \| `(.+?)` \|$", HOW, flags=re.MULTILINE)
+
+
+def test_every_room_is_drawn():
+    drawn = HOW.partition("## The house")[2].partition("### ")[0]
+    assert [
+        name for names in ROOMS for name in names if not re.search(rf"\b{name}\b", drawn) and name != "__main__"
+    ] == []
+
+
+@pytest.mark.parametrize(("question", "file"), TABLE)
+def test_where_do_i_change(question, file):
+    assert list(ROOT.glob(file.replace("<system>", "*"))), f"{question}: there is no {file}"
+
+
+def test_there_are_enough_questions():
+    assert len({question for question, _ in TABLE}) == len(TABLE) >= 15
+
+
+def test_every_file_that_a_page_names_exists():
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    named = {
+        (page.name, name)
+        for page in pages
+        if page.name not in ("LOG.md", "GAUNTLET.md")  # they tell what was, and name what a run found
+        for name in re.findall(
+            r"`((?:parity|tests|fixtures|reference|ported)/[\w/.]+\.py)`", page.read_text(encoding="utf-8")
+        )
+    }
+    assert len(named) >= 10
+    assert sorted(pair for pair in named if not (ROOT / pair[1]).is_file()) == []

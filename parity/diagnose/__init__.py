@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
-from parity.diagnose.calibration import calibrated
+from parity.diagnose.calibration import POINTS, calibrated
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 from parity.result import Cause
 
@@ -26,6 +26,7 @@ FAMILIES = (
     "quantisation",
 )
 _log = logging.getLogger(__name__)
+EXACT = 0.02  # share of the difference that an identity may leave
 _LEAST = 0.05  # explanations less sure than this are not worth a line
 
 
@@ -63,16 +64,17 @@ def score(hypothesis: Hypothesis, explanation: Explanation) -> float:
 
 
 def _cause(hypothesis: Hypothesis, explanation: Explanation, evidence: Evidence) -> Cause:
+    proof = "identity" if explanation.residual <= EXACT and explanation.confidence >= 0.5 else "hint"
     return Cause(
         name=hypothesis.name,
         class_id=explanation.class_id or hypothesis.class_id,
         text=explanation.text,
         parameters=dict(explanation.parameters),
         residual=explanation.residual,
-        confidence=calibrated(explanation.confidence),
+        confidence=calibrated(explanation.confidence, POINTS[proof]),
         site=evidence.site,
         score=explanation.confidence,
-        proof="identity" if explanation.residual < 0.25 and explanation.confidence >= 0.5 else "hint",
+        proof=proof,
     )
 
 

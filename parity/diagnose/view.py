@@ -84,6 +84,7 @@ class Named:
     class_id: str
     text: str
     sure: bool = True
+    exact: bool = False  # whether a fact about the two values says it
 
 
 @dataclass(frozen=True)

@@ -122,15 +122,17 @@ def other_record(ev: Evidence) -> Iterator[Explanation]:
         if residual is not None and sites[i] not in ev.inputs:
             text = f"P equals the reference's {sites[i]} instead of {ev.site}"
             class_id, why = _sibling(ev, sites[i])
-            if class_id == "C2" and any(same_shape_and_numbers(other, as_float64(x)) for x in ev.inputs.values()):
+            if class_id == "C2" and _goes_in(ev, other):
                 class_id, why = "N5", ": what the reference runs in between is left out"
             best = 0.85 if class_id == "D2" else 0.95
             yield Explanation(text + why, residual, sure(ev, residual, best), {"equals": sites[i]}, class_id)
             return
 
 
-def same_shape_and_numbers(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)
+def _goes_in(ev: Evidence, value: Tensor) -> bool:
+    """Tell whether a value is one that the reference makes R of."""
+    given = (*ev.inputs.values(), *(x for op in ev.ref_ops for x in op.inputs if x.is_floating_point()))
+    return any(x.shape == value.shape and torch.equal(as_float64(x), value) for x in given)
 
 
 def _parallel(ev: Evidence, site: str) -> bool:

@@ -19,7 +19,7 @@ QUICK = (
     "text_padding_mask_reversed", "text_empty_prompt_nan", "text_relative_sign", "text_text_norm_centred",
     "text_text_silu_gate", "text_image_hidden_off_by_one", "text_image_positions_one_late",
     "text_image_patches_column_major", "text_crop_corner", "text_image_mean_then_flip", "text_embedding_left_zero",
-    "text_text_projection_transposed", 
+    "text_text_projection_transposed",
     "sharded_halo_of_zeros",
 )  # fmt: skip
 # Plain Python that is over by the time it shows: the line named is where it shows.

@@ -25,7 +25,7 @@ from parity.diagnose.verify import Verified
 from parity.diagnose.view import Named, parameters_of, point_of, told_ops
 from parity.result import Cause
 
-SECONDS = 2.5  # for the search at one divergence
+SECONDS = 4.0  # for the search at one divergence
 MOST_OPS = 4000
 EXACT = 1e-5  # of the difference: what a fact about two float64 values may leave
 MOST_OF_A_FACT = 1 << 18  # numbers

@@ -154,9 +154,6 @@ def _sibling(ev: Evidence, site: str) -> tuple[str, str]:
     weights (D2)."""
     if _parallel(ev, site):
         return "W3", ": the outputs of two projections of one input are exchanged"
-    tail = ev.site.rpartition(".")[2].isdigit() and site.rpartition(".")[2].isdigit()
-    if tail and site.rpartition(".")[0] == ev.site.rpartition(".")[0] and ".in." not in site:
-        return "W5", ": two results of one module are exchanged"
     same_list = ".in." in site and re.sub(r"\d+$", "#", site) == re.sub(r"\d+$", "#", ev.site)
     if same_list:
         return "D3", ": the parts are in another order"

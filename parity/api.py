@@ -22,6 +22,7 @@ from parity.capture.probes import Probe
 from parity.case import Case, Rounded, Setting
 from parity.compare.floors import FIXED, Floors, is_low_precision
 from parity.compare.measure import measure
+from parity.compare.plain import EMPTY, all_empty, judge_plain, lost_results, refuse_unfit
 from parity.compare.returned import judge_results, known_rules, lone_results
 from parity.compare.verdict import judge
 from parity.diagnose import diagnose as _diagnose
@@ -79,6 +80,11 @@ def check(
     """
     from parity.pipeline import run_case
 
+    if (
+        isinstance(floor, float) and floor != floor
+    ):  # computed from nothing: there is no judging by it, and no reason to stop a suite
+        note = "floor: nan is no tolerance: give a finite number, 0 or larger"
+        return Result("incomparable", None, None, (), Coverage(0, 0, 0), notes=(note,), case=label, system="check")
     fixed = None if floor == "auto" else _limit("floor", _number(floor))
     if allow_unaligned is not None:
         _share("allow_unaligned", allow_unaligned)
@@ -141,7 +147,7 @@ def compare(
     names: NameMap | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
-    allow_unaligned: float = 0.5,
+    allow_unaligned: float | None = None,
     by_value: bool = True,
     label: str = "compare",
 ) -> Result:
@@ -154,21 +160,28 @@ def compare(
     if rtol is not None:
         _limit("rtol", rtol)
     _limit("atol", atol)
-    _share("allow_unaligned", allow_unaligned)
+    if allow_unaligned is not None:
+        _share("allow_unaligned", allow_unaligned)
     for side, trace in (("reference", reference), ("port", port)):
         if not len(trace):
             raise TraceError(f"the {side} trace holds no record")
     port = fit_results(reference, port)
     alignment, ends, said = lone_results(align(reference, port, names, by_value=by_value), reference, port)
+    refuse_unfit(alignment, port)
     rows, others = judge_results(
         measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol)),
         alignment,
         deployed=_deployed(reference, port),
     )
-    divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends], key=lambda d: d.order)
+    rows, of_dtype = judge_plain(rows, alignment)
+    divergences = sorted([*judge(rows, alignment, reference, port), *others, *ends, *of_dtype], key=lambda d: d.order)
     coverage = cover(alignment, reference, port, rows)
     first = first_divergence(divergences)
-    complete = reference.manifest.complete and port.manifest.complete
+    lost = lost_results(alignment, reference, named=allow_unaligned is not None)
+    whole = reference.manifest.complete and port.manifest.complete
+    complete = whole and not lost and not all_empty(alignment)
+    said += [f"the result {site} of the reference has no partner" for site in lost]
+    said += [EMPTY] if all_empty(alignment) else []
     culprit = (
         Culprit(owner(first, reference) or first.site, site=first.site, coords=dict(first.coords)) if first else None
     )
@@ -177,7 +190,7 @@ def compare(
         evidence = _trace_evidence(first, alignment, reference, port)
         causes = _diagnose(evidence) if evidence is not None else ()
     return Result(
-        verdict=verdict_of(divergences, coverage, complete, allow_unaligned),  # type: ignore[arg-type]
+        verdict=verdict_of(divergences, coverage, complete, 0.5 if allow_unaligned is None else allow_unaligned),  # type: ignore[arg-type]
         first=first,
         culprit=culprit,
         causes=causes,

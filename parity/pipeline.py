@@ -236,7 +236,12 @@ def verdict_of(divergences: Sequence[Divergence], coverage: Coverage, complete: 
         return "diverged"
     lone = len(coverage.unaligned_reference)
     sites = lone + max(1, coverage.compared)
-    if not complete or lone > allowance * sites or (allowance == 0.0 and coverage.unaligned_port):
+    if (
+        not complete
+        or lone > allowance * sites
+        or (0 < allowance < 1 and lone == allowance * sites)
+        or (allowance == 0.0 and coverage.unaligned_port)
+    ):
         return "incomplete"
     return "match"
 

@@ -83,9 +83,13 @@ def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, 
     if shape != row.shape:
         detail = f"shape {list(row.shape)} (reference), {list(shape)} (port)"
         return replace(base, metric="shape", error=math.inf, detail=detail)
+    if r is not None and p is not None and r.is_complex() != p.is_complex():
+        return replace(base, metric="dtype", detail=f"{row.dtype[0]} in the reference, {row.dtype[1]} in the port")
     if row.nonfinite[0] != row.nonfinite[1]:
         detail = f"{row.nonfinite[0]} non-finite values (reference), {row.nonfinite[1]} (port)"
         base = replace(base, metric="nonfinite", error=float(abs(row.nonfinite[1] - row.nonfinite[0])), detail=detail)
+    if row.estimated and base.metric == "rel_l2" and row.error <= row.floor and any(row.nonfinite):
+        return replace(base, metric="nonfinite", detail="non-finite values at other places, or of other kinds")
     if row.estimated:
         base = replace(base, detail=base.detail or _order_free(pair))
     if not values or r is None or p is None or r.numel() == 0:

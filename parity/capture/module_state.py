@@ -18,6 +18,11 @@ class ModuleState:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+def tensors_of(state: ModuleState) -> tuple[Tensor, ...]:
+    """Return the parameters and buffers of a state."""
+    return (*state.parameters.values(), *state.buffers.values())
+
+
 def state_of(module: nn.Module) -> ModuleState:
     """Return what a module holds now."""
     return ModuleState(

@@ -34,7 +34,8 @@ _RECORDING = tuple(
     for part in ("capture/recorder.py", "capture/nested.py", "capture/probes.py", "capture/wrapping.py", "trace/")
 )
 _MOST_ELEMENTS = 1 << 21  # larger values are not kept
-_MOST_OPS = 4000
+_MOST_OPS = 4000  # of a window: the last ones before its record
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _PLACE = object()  # of a tensor among the arguments of a logged operation
 _RENAME = {
     "_softmax": "softmax",
@@ -67,6 +68,10 @@ class OpLog(TorchDispatchMode):
         self.functions: set[str] = set()  # that were seen running when something was recorded or computed
         self._makers: dict[int, int] = {}  # id of a live tensor -> the step that made it
         self._alive: list[Tensor] = []
+        self.kept: dict[
+            str, tuple[int, int]
+        ] = {}  # wanted record -> the steps of its window that earlier calls of its module ran
+        self._sites: dict[str, tuple[int, int]] = {}  # site -> the steps at which it was recorded first and last
 
     def watch(self, record: Record) -> None:
         """Open windows after their first record, close them at their last, and stop the run when all are closed."""
@@ -75,23 +80,46 @@ class OpLog(TorchDispatchMode):
         if record.key in self._starts:
             self.calls.setdefault(record.key, around)
         if record.key in self._open:
-            self.windows[record.key] = _cut(self._steps, self._open.pop(record.key))
+            first = max(self._open.pop(record.key), len(self._steps) - _MOST_OPS)
+            self.windows[record.key] = _cut(self._steps, first)
+            self.kept[record.key] = self._earlier(record, first)
+        if self._open:
+            self._sites[record.site] = (self._sites.get(record.site, (len(self._steps), 0))[0], len(self._steps))
         for key, start in self._starts.items():
             if start == record.key and key not in self.windows:
                 self._open[key] = len(self._steps)
         if not self._open:
-            self._steps, self._makers, self._alive = [], {}, []
+            self._steps, self._makers, self._alive, self._sites = [], {}, [], {}
         if len(self.windows) == len(self._starts):
             raise WindowsClosed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        source = source_line() if self._open and len(self._steps) < _MOST_OPS else None
+        source = source_line() if self._open else None
         if source is None:  # nothing is wanted, or the recorder itself is at work
             return func(*args, **kwargs)
+        if len(self._steps) >= 2 * _MOST_OPS:
+            self._forget(_MOST_OPS)
         result = log_step(self._steps, self._makers, self._alive, func, args, kwargs, source, frames_around())
         self.functions.update(frame.function for frame in self._steps[-1].op.frames)
         return result
+
+    def _earlier(self, record: Record, start: int) -> tuple[int, int]:
+        """Return which steps ran since the record's module was first seen and before the site's last record."""
+        module = record.module
+        inside = [
+            a for site, (a, _) in self._sites.items() if module in ("", "model") or f"{site}.".startswith(f"{module}.")
+        ]
+        last = self._sites.get(record.site, (0, 0))[1]
+        return max(0, min(inside, default=last) - start), max(0, last - start)
+
+    def _forget(self, count: int) -> None:
+        """Drop the first steps of a long window."""
+        gone = sum(len(step.op.outputs) for step in self._steps[:count])
+        self._steps, self._alive = list(_cut(self._steps, count)), self._alive[gone:]
+        self._open = {key: max(0, at - count) for key, at in self._open.items()}
+        self._sites = {site: (max(0, a - count), max(0, b - count)) for site, (a, b) in self._sites.items()}
+        self._makers = {of: at - count for of, at in self._makers.items() if at >= count}
 
 
 def log_step(
@@ -167,6 +195,8 @@ def _again(func: Any, spec: Any, leaves: Sequence[Any], inputs: Sequence[Tensor]
     given = iter(inputs)
     filled = [next(given).clone() if leaf is _PLACE else leaf for leaf in leaves]
     args, kwargs = tree_unflatten(filled, spec)
+    if func in _VIEWS:
+        func = torch.ops.aten.reshape.default  # other strides than when it was logged are no other numbers
     with torch.no_grad():
         return tensors_in(func(*args, **kwargs))
 
@@ -338,4 +368,5 @@ class Op:
     memory: tuple[Memory | None, ...] = ()
     writes: tuple[int, ...] = ()
     tensors: tuple[str, ...] = ()  # the schema's names of the inputs
+    earlier: bool = False  # it ran before the last record of the window's site: in an earlier call
     whole: str = ""  # of a part of a composite operation that was written out: its name

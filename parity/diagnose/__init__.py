@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
-from parity.diagnose.calibration import calibrated
+from parity.diagnose.calibration import POINTS, calibrated
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 from parity.errors import caught
 from parity.result import Cause
@@ -18,19 +18,16 @@ FAMILIES = (
     "layout",
     "weights",
     "positions",
-    "attention",
-    "norms",
-    "ranges",
+    "mask_records",
     "time",
     "conditioning",
     "caches",
     "randomness",
     "precision",
     "quantisation",
-    "parallel",
-    "video",
 )
 _log = logging.getLogger(__name__)
+EXACT = 0.02  # share of the difference that an identity may leave
 _LEAST = 0.05  # explanations less sure than this are not worth a line
 
 
@@ -69,16 +66,17 @@ def score(hypothesis: Hypothesis, explanation: Explanation) -> float:
 
 
 def _cause(hypothesis: Hypothesis, explanation: Explanation, evidence: Evidence) -> Cause:
+    proof = "identity" if explanation.residual <= EXACT and explanation.confidence >= 0.5 else "hint"
     return Cause(
         name=hypothesis.name,
         class_id=explanation.class_id or hypothesis.class_id,
         text=explanation.text,
         parameters=dict(explanation.parameters),
         residual=explanation.residual,
-        confidence=calibrated(explanation.confidence),
+        confidence=calibrated(explanation.confidence, POINTS[proof]),
         site=evidence.site,
         score=explanation.confidence,
-        proof="identity" if explanation.residual < 0.25 and explanation.confidence >= 0.5 else "hint",
+        proof=proof,
     )
 
 

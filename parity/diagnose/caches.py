@@ -7,16 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from parity.diagnose.captured import HYPOTHESES as CAPTURED
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
-from parity.diagnose.renoised import HYPOTHESES as RENOISED
-from parity.diagnose.roles import close, comparable, confidence, distinct, fitted, like_reference, limit, noise
+from parity.diagnose.roles import close, comparable, confidence, distinct, fitted, limit, noise
 from parity.diagnose.rotary import arrangements, as_pairs, bands, pairings, same_table, turn
 from parity.diagnose.rotations import runs
 from parity.diagnose.slices import is_memory
 from parity.diagnose.slots import rows_of, slot_axes, slot_map
-from parity.diagnose.solvers import step_of
-from parity.diagnose.state_indices import index, kept_frames
 
 AXES_OF_TIME = ("request", "segment", "chunk", "frame", "step", "call", "branch", "cfg", "pass")
 MOST_ELEMENTS = 30_000_000
@@ -251,29 +247,6 @@ def _too_long(ours: Tensor, theirs: Tensor, near: float, values: dict[str, int])
         yield Explanation(f"the port's cache has {m} entries, the reference's {n}", 0.0, 0.6, values, "K3")
 
 
-def noise_level(ev: Evidence) -> Iterable[Explanation]:
-    """K2: the context is cached at another noise level: P = (1 − s)·R + s·n with a known n, or the cache pass has σ > 0 for σ = 0."""
-    if ev.kind in ("schedule", "input") and ev.same_shape and 0 < ev.reference.numel() <= 64:
-        zero = not bool(ev.r.any()) and bool((ev.p > 0).all()) and float(ev.p.max()) <= 1000
-        if zero and ev.reference.is_floating_point() and float(ev.p.max() - ev.p.min()) < 1e-6:
-            text = f"σ = {float(ev.p.flatten()[0]):.6g} where the reference has 0: context is cached at a noise level instead of clean"
-            yield Explanation(text, 0.0, 0.75, {"sigma": float(ev.p.flatten()[0])}, "K2")
-        return
-    if not comparable(ev) or ev.kind not in ("latent", "input", "kv") or ev.reference.numel() < 64:
-        return
-    if ev.kind == "latent" and step_of(ev) is not None:  # between two steps of a solver everything is a mixture
-        return
-    for name, n in like_reference(ev)[:8]:
-        difference = n - ev.r
-        s = float((difference * ev.d).sum() / difference.square().sum().clamp_min(1e-300))
-        if 1e-3 < s < 0.999:
-            text = f"P = {1 - s:.4g}·R + {s:.4g}·{name}: the context is at noise level {s:.4g} instead of clean"
-            found = fitted(ev, ev.r + s * difference, text, 0.88, "K2", sigma=s)
-            if found:
-                yield from found
-                return
-
-
 def unrotated_keys(ev: Evidence) -> Iterable[Explanation]:
     """K7: cached keys differ by a rotation per position, θ = n·base^(−2j/d): one side caches before, the other after rotation."""
     if ev.kind != "kv" or not comparable(ev) or not ev.reference.is_floating_point() or ev.reference.dim() < 3:
@@ -321,31 +294,9 @@ def _positional(table: Tensor) -> int:
     return 1 if float(band.positions.mean()) > 0 else -1
 
 
-def shared_buffer(ev: Evidence) -> Iterable[Explanation]:
-    """K8: every slice of P along an axis is the reference's last one (one buffer, overwritten), or P is a later value of R."""
-    if not comparable(ev) or ev.reference.dim() < 2 or ev.reference.numel() < 8 or ev.kind in ("mask", "weight"):
-        return
-    for axis in range(min(3, ev.r.dim() - 1)):
-        size = ev.r.shape[axis]
-        if size < 2:
-            continue
-        last = ev.r.select(axis, size - 1).unsqueeze(axis)
-        first = ev.p.select(axis, 0).unsqueeze(axis)
-        if close(first.expand_as(ev.p), ev.p, 1e-9) and close(first, last, _exact(ev)) and _varied(last):
-            text = f"all {size} slices along axis {axis} are the reference's last one: they share one buffer that was overwritten"
-            yield from fitted(ev, last.expand_as(ev.p), text, 0.95, "K8", axis=axis)
-            return
-
-
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("stale value", "K5", stale, 0.8),
     Hypothesis("cache slots", "K1", cache_slots, 0.75),
     Hypothesis("cache length", "K3", cache_length, 0.8),
-    Hypothesis("kept frames", "K6", kept_frames, 0.75),
-    Hypothesis("index", "P2", index, 0.8),
-    Hypothesis("noise level of the context", "K2", noise_level, 0.6),
     Hypothesis("keys before rotation", "K7", unrotated_keys, 0.7),
-    Hypothesis("shared buffer", "K8", shared_buffer, 0.85),
-    *CAPTURED,
-    *RENOISED,
 )

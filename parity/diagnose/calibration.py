@@ -1,22 +1,21 @@
-"""What a confidence means: of all causes named with this score, the share with the right class on the gauntlet (docs/GAUNTLET.md)."""
+"""What a confidence means: of all causes with this grade of proof and this score, the share with the right class."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-# (score of the test, share of right causes), fitted on the gauntlet of all systems by `parity gauntlet --json`, key "calibration".
-POINTS: tuple[tuple[float, float], ...] = (
-    (0.5685, 0.0441),
-    (0.8124, 0.3034),
-    (0.927, 0.6766),
-    (0.9529, 0.92),
-    (0.9616, 0.9351),
-    (0.9733, 0.9903),
-)
+Points = tuple[tuple[float, float], ...]
+
+# Facts about two tensors, by grade of proof: (score of the test, share of right causes), fitted on the tuning half of the mutants and a sample of the gauntlets
+# (hints: also on pairs of two authors, where most of them are wrong).
+POINTS: Mapping[str, Points] = {
+    "identity": ((0.7698, 0.2727), (0.8585, 0.3571), (0.936, 0.625), (0.9576, 0.8947), (0.9739, 0.9524)),
+    "hint": ((0.55, 0.0588), (0.5833, 0.3478), (0.7105, 0.7143)),
+}
 
 
-def calibrated(score: float, points: Sequence[tuple[float, float]] = POINTS) -> float:
+def calibrated(score: float, points: Sequence[tuple[float, float]] = POINTS["identity"]) -> float:
     """Return the confidence of a score: linear between the fitted points, constant outside of them."""
     at = bisect_right([x for x, _ in points], score)
     if at == 0:

@@ -7,19 +7,17 @@ Classes: C1 C2 C3 C5 C6 C9 N5 N6 of the bug list.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import permutations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from .axes import axis_of, kind_of, roles
+from .axes import axis_of, kind_of
 from .candidates import same_shape
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import (
     accept,
-    allowance,
     comparable,
     grouped_affine,
     grouped_scale,
@@ -27,16 +25,9 @@ from .fits import (
     near,
     noise_level,
     number,
-    sample_index,
     scalar_fit,
     sure,
 )
-from .framing import HYPOTHESES as FRAMING
-from .origins import HYPOTHESES as ORIGINS
-from .origins import reference_around
-from .prompts import HYPOTHESES as PROMPTS
-from .resizing import HYPOTHESES as RESIZING
-from .terms import HYPOTHESES as TERMS
 
 NEAR_SITES = 48
 
@@ -131,9 +122,17 @@ def other_record(ev: Evidence) -> Iterator[Explanation]:
         if residual is not None and sites[i] not in ev.inputs:
             text = f"P equals the reference's {sites[i]} instead of {ev.site}"
             class_id, why = _sibling(ev, sites[i])
+            if class_id == "C2" and _goes_in(ev, other):
+                class_id, why = "N5", ": what the reference runs in between is left out"
             best = 0.85 if class_id == "D2" else 0.95
             yield Explanation(text + why, residual, sure(ev, residual, best), {"equals": sites[i]}, class_id)
             return
+
+
+def _goes_in(ev: Evidence, value: Tensor) -> bool:
+    """Tell whether a value is one that the reference makes R of."""
+    given = (*ev.inputs.values(), *(x for op in ev.ref_ops for x in op.inputs if x.is_floating_point()))
+    return any(x.shape == value.shape and torch.equal(as_float64(x), value) for x in given)
 
 
 def _parallel(ev: Evidence, site: str) -> bool:
@@ -171,154 +170,6 @@ def _sibling(ev: Evidence, site: str) -> tuple[str, str]:
     return "C2", ""
 
 
-def final_norm(ev: Evidence) -> Iterator[Explanation]:
-    """P == norm(R)·w + b or R == norm(P)·w + b per channel: the final norm is missing or applied to the wrong state
-    (C2).
-    """
-    if not comparable(ev, 64) or ev.r.ndim < 2 or ev.r.shape[-1] < 8 or ev.r.numel() // ev.r.shape[-1] < 8:
-        return
-    last = [1]
-    if not bool(ev.p.any()) or not bool(ev.r.any()):
-        return
-    rows = ev.r.reshape(-1, ev.r.shape[-1]), ev.p.reshape(-1, ev.r.shape[-1])
-    r, p = (x[sample_index(x.shape[0], 512)] for x in rows)
-    if not any(_norm_fits(a, b, f, last) for f in (_standard, _rms) for a, b in ((r, p), (p, r))):
-        return
-    for label, normalise in (("layer", _standard), ("rms", _rms)):
-        for side, raw, normed in (("port", *rows), ("reference", *rows[::-1])):
-            x = normalise(raw)
-            if float(torch.linalg.vector_norm(x - raw)) < 0.05 * float(torch.linalg.vector_norm(raw)):
-                continue
-            a, b = grouped_affine(normed, x, last)
-            size = torch.minimum(torch.linalg.vector_norm(ev.d), torch.linalg.vector_norm(normed))
-            residual = float(torch.linalg.vector_norm(normed - a * x - b) / size)
-            plain_a, plain_b = grouped_affine(normed, raw, last)
-            plain = float(torch.linalg.vector_norm(normed - plain_a * raw - plain_b) / size)
-            if residual <= min(allowance(ev), 0.2 * plain):
-                said = {
-                    "port": f"P is a {label} norm of R: the port normalises once more",
-                    "reference": f"R is a {label} norm of P: the port takes the state before the norm",
-                }[side]
-                yield Explanation(said, residual, sure(ev, residual, 0.88), {"norm": label, "side": side})
-                return
-
-
-def _norm_fits(raw: Tensor, normed: Tensor, normalise: Callable[[Tensor], Tensor], last: list[int]) -> bool:
-    """A cheap look at some rows: is `normed` an affine map per channel of the normalised `raw`?"""
-    a, b = grouped_affine(normed, normalise(raw), last)
-    whole = float(torch.linalg.vector_norm(normed - raw))
-    return float(torch.linalg.vector_norm(normed - a * normalise(raw) - b)) <= 0.3 * whole
-
-
-def _standard(x: Tensor) -> Tensor:
-    return functional.layer_norm(x, x.shape[-1:], eps=1e-6)
-
-
-def _rms(x: Tensor) -> Tensor:
-    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
-
-
-def inverted_mask(ev: Evidence) -> Iterator[Explanation]:
-    """Two-valued R with P == (low + high) − R: the mask's meaning is reversed (C5; A2 for a mask record), also of some channels only."""
-    if not comparable(ev, 4):
-        return
-    yield from _inverted_channels(ev)
-    if len(torch.unique(ev.r.reshape(-1)[sample_index(ev.r.numel(), 512)])) > 2:
-        return
-    values = torch.unique(ev.r.reshape(-1))
-    if len(values) != 2 or not torch.equal(torch.unique(ev.p.reshape(-1)), values):
-        return
-    residual = accept(ev, values.sum() - ev.r)
-    if residual is not None:
-        text = f"P is the mask inverted: {number(float(values[0]))} and {number(float(values[1]))} exchanged"
-        yield Explanation(text, residual, sure(ev, residual, 0.97), {}, "A2" if ev.kind == "mask" else "C5")
-
-
-def _inverted_channels(ev: Evidence) -> Iterator[Explanation]:
-    """The differences are confined to some entries of one axis, which hold zeros and ones on both sides, exchanged."""
-    if ev.r.ndim < 3 or ev.kind not in {"input", "latent"} or len(torch.unique(ev.r)) <= 2:
-        return
-    for axis, size in enumerate(ev.r.shape):
-        hit = (ev.d.abs() > 1e-6).movedim(axis, 0).reshape(size, -1).any(1)
-        indices = torch.nonzero(hit).reshape(-1)
-        if not 0 < len(indices) < size or len(indices) != int(indices[-1] - indices[0]) + 1:
-            continue
-        r, p = ev.r.index_select(axis, indices), ev.p.index_select(axis, indices)
-        if set(torch.unique(r).tolist()) == {0.0, 1.0} and float((p + r - 1).abs().max()) <= 1e-6:
-            text = f"entries {_run(indices.tolist())} of axis {axis} are a mask, inverted: 0 and 1 exchanged"
-            yield Explanation(text, 0.0, 0.97, {"axis": axis, "entries": indices.tolist()}, "C5")
-            return
-
-
-def given_frames(ev: Evidence) -> Iterator[Explanation]:
-    """R is a video of one fill value but for some given frames; in P these are missing or stand elsewhere (C5)."""
-    if not comparable(ev, 64) or ev.r.ndim not in (4, 5):
-        return
-    axis = axis_of("f", ev.r.shape, "latent" if ev.r.ndim == 4 else ev.kind)
-    if axis is None or ev.r.shape[axis] < 4:
-        return
-    r, p = (x.movedim(axis, 0).reshape(x.shape[axis], -1) for x in (ev.r, ev.p))
-    (ours, fill), (theirs, other) = _given(r), _given(p)
-    if fill is None or other is None or fill != other or not 0 < len(ours) <= len(r) // 2 or ours == theirs:
-        return
-    if all(torch.equal(p[i], r[i]) for i in theirs if i in ours) and set(theirs) < set(ours):
-        gone = sorted(set(ours) - set(theirs))
-        text = f"the given frames {gone} of {len(r)} are missing: P has the fill value {number(fill)} there"
-        yield Explanation(text, 0.0, 0.96, {"missing": gone, "fill": fill}, "C5")
-        return
-    if len(ours) == len(theirs) and all(torch.equal(r[i], p[j]) for i, j in zip(ours, theirs, strict=True)):
-        text = f"the given frames stand at {theirs} instead of {ours}, the others hold the fill value {number(fill)}"
-        yield Explanation(text, 0.0, 0.96, {"reference": ours, "port": theirs, "fill": fill}, "C5")
-
-
-def _given(frames: Tensor) -> tuple[list[int], float | None]:
-    """Return which frames hold more than one value, and the one value of all others (None when they have several)."""
-    plain = (frames == frames[:, :1]).all(1)
-    values = torch.unique(frames[plain, 0]) if bool(plain.any()) else frames.new_zeros(0)
-    return torch.nonzero(~plain).reshape(-1).tolist(), float(values[0]) if len(values) == 1 else None
-
-
-def slice_filled(ev: Evidence) -> Iterator[Explanation]:
-    """Differences only in some frames or channels, where P or R is one constant: another fill, or another mask entry
-    (C5).
-    """
-    if not comparable(ev, 16) or ev.kind not in {"input", "latent", "frame"} or ev.r.ndim < 3:
-        return
-    wrong = (ev.d.abs() > 10 * noise_level(ev) * float(ev.r.abs().mean())) & (ev.d != 0)
-    share = float(wrong.double().mean())
-    if not 0 < share < 0.8:
-        return
-    where = []
-    for axis, role in enumerate(roles(ev.r.shape, kind_of(ev))):
-        if role not in {"f", "c", "n"}:
-            continue
-        hit = wrong.any(dim=tuple(i for i in range(wrong.ndim) if i != axis))
-        indices = torch.nonzero(hit).reshape(-1).tolist()
-        if 0 < len(indices) < wrong.shape[axis]:
-            where.append(f"{ {'f': 'frames', 'c': 'channels', 'n': 'tokens'}[role] } {_run(indices)}")
-    if not where:
-        return
-    r_values, p_values = torch.unique(ev.r[wrong]), torch.unique(ev.p[wrong])
-    said = []
-    if len(p_values) == 1:
-        said.append(f"P is {number(float(p_values[0]))}")
-    if len(r_values) == 1:
-        said.append(f"R is {number(float(r_values[0]))}")
-    if said:
-        text = (
-            f"P differs only in {' of '.join(where)} ({share:.0%}), where {' and '.join(said)}: "
-            "another fill or mask entry"
-        )
-        best = 0.85 if len(said) == 2 else 0.8 if len(p_values) == 1 else 0.7
-        yield Explanation(text, 0.0, best, {"where": where, "share": share})
-
-
-def _run(indices: list[int]) -> str:
-    if len(indices) > 1 and indices == list(range(indices[0], indices[-1] + 1)):
-        return f"{indices[0]}..{indices[-1]}"
-    return str(indices[:8] if len(indices) > 1 else indices[0])
-
-
 RANDOM = {"randn", "randn_like", "normal", "normal_functional", "rand", "rand_like"}
 
 
@@ -342,7 +193,7 @@ def sampled(ev: Evidence) -> Iterator[Explanation]:
                         )
                         yield Explanation(text, residual, sure(ev, residual, 0.97), {"operation": op.name})
                         return
-    for name, moments in ({**ev.inputs, **reference_around(ev)} if ev.r.numel() >= 64 else {}).items():
+    for name, moments in (ev.inputs if ev.r.numel() >= 64 else {}).items():
         for r, d in _differing_block(ev):
             yield from _posterior(name, moments, r, d)
 
@@ -408,14 +259,5 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("guidance", "C1", guidance, 0.9),
     Hypothesis("one_branch", "C1", branch_of_batch, 0.7),
     Hypothesis("other_record", "C2", other_record, 0.9),
-    Hypothesis("final_norm", "C2", final_norm, 0.5),
-    Hypothesis("inverted_mask", "C5", inverted_mask, 0.95),
-    Hypothesis("given_frames", "C5", given_frames, 0.9),
-    Hypothesis("slice_filled", "C5", slice_filled, 0.6),
     Hypothesis("sampled_posterior", "C9", sampled, 0.7),
-    *ORIGINS,
-    *PROMPTS,
-    *RESIZING,
-    *FRAMING,
-    *TERMS,
 )

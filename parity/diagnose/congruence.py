@@ -206,7 +206,8 @@ def _between(search: Search, a: int, b: int) -> tuple[Region, Region]:
 
 
 def _alone(graph: Graph, i: int) -> Region:
-    return Region((graph.ops[i],), (i,), tuple(graph.ops[i].inputs))
+    kept = any(graph.is_kept(v) for v in graph.inputs[i])
+    return Region((graph.ops[i],), (i,), tuple(graph.ops[i].inputs), kept)
 
 
 def _region(graph: Graph, v: int, known: set[int]) -> Region:
@@ -214,4 +215,11 @@ def _region(graph: Graph, v: int, known: set[int]) -> Region:
     cone = graph.cone(v, known - {v})
     made = {u for i in cone for u in graph.results(i)}
     given = dict.fromkeys(u for i in cone for u in graph.inputs[i] if u not in made)
-    return Region(tuple(graph.ops[i] for i in cone), tuple(cone), tuple(graph.values[u] for u in given))
+    kept = any(graph.is_kept(u) for u in given)
+    return Region(
+        tuple(graph.ops[i] for i in cone),
+        tuple(cone),
+        tuple(graph.values[u] for u in given),
+        kept,
+        any(u in graph.made for u in given),
+    )

@@ -42,7 +42,17 @@ def written_out(ops: Sequence[Op]) -> tuple[Op, ...]:
                 base + m if m is not None else _outer(op, outer, t)
                 for m, t in zip(part.makers, part.inputs, strict=True)
             )
-            found.append(replace(part, makers=makers, whole=op.name, source=op.source, code=op.code, frames=op.frames))
+            found.append(
+                replace(
+                    part,
+                    makers=makers,
+                    whole=op.name,
+                    source=op.source,
+                    code=op.code,
+                    frames=op.frames,
+                    earlier=op.earlier,
+                )
+            )
         now[i] = len(found) - 1
     return tuple(found)
 
@@ -145,10 +155,10 @@ def _attention(op: Op) -> Tensor | None:
 
 
 def _addmm(op: Op) -> Tensor | None:
-    if op.scalars.get("beta", 1) != 1 or op.scalars.get("alpha", 1) != 1:
-        return None
     bias, a, b = op.inputs
-    return a @ b + bias
+    beta, alpha = op.scalars.get("beta", 1), op.scalars.get("alpha", 1)
+    product = a @ b if alpha == 1 else (a @ b) * alpha
+    return product + (bias if beta == 1 else bias * beta)
 
 
 def _convolution(op: Op) -> Tensor | None:

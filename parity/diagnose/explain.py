@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import torch
+
+from parity.capture.module_state import tensors_of
 from parity.capture.operations import Op, own_frame
 from parity.case import Case, Setting
 from parity.compare.floors import Floors
 from parity.diagnose import diagnose
 from parity.diagnose.absence import absent_causes
-from parity.diagnose.edits import causes_of, find_edits, line_of, merged
+from parity.diagnose.edits import Found, causes_of, find_edits, line_of, merged, open_ends
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.gather import _in_double, gather
+from parity.diagnose.gather import _in_double, gather, operations_of
 from parity.diagnose.locality import describe
 from parity.diagnose.verify import verify
 from parity.errors import CaseError, caught
 from parity.locate.listing import listing
-from parity.locate.window import Relabel, Window, _call_window, _look, _relative, _with_operation
+from parity.locate.window import Relabel, Window, _call_window, _look, _relative, _with_operation, reach_back
 from parity.result import Cause, Culprit, Divergence, Result, format_key
 from parity.run.side import Inject, Runs
 
@@ -60,7 +63,7 @@ def explain(
                 causes = list(absent_causes(divergence, result, runs, alone))
             continue
         if i == 0:
-            own, line = _edits(case, setting, runs, evidence, inject, limits)
+            own, line = _edits(case, setting, runs, evidence, window, inject, order, limits)
             if line is not None and line.source:
                 # What both sides run was given something else by the port's own code around it.
                 place = own_frame(line.frames, window.common) or (line if culprits[0].source is None else None)
@@ -80,11 +83,18 @@ def explain(
 
 
 def _edits(
-    case: Case, setting: Setting, runs: Runs, evidence: Evidence, inject: Inject | None, limits: Floors | None
+    case: Case,
+    setting: Setting,
+    runs: Runs,
+    evidence: Evidence,
+    window: Window,
+    inject: Inject | None,
+    order: Relabel,
+    limits: Floors | None,
 ) -> tuple[list[Cause], Op | None]:
     """Return the cause that the fewest edits give, and the operation it is about; verified where they can be undone. Odd operations end the search, not the explanation."""
     try:
-        found = find_edits(evidence)
+        found, evidence = _found(case, setting, runs, evidence, window, inject, order)
         if found is None:
             return [], None
         proof = verify(case, setting, runs, found.explanation, inject, limits)
@@ -93,6 +103,30 @@ def _edits(
         _log.info("the search for edits raised at %s: %s: %s", evidence.site, type(error).__name__, error)
         caught(f"the search for edits at {evidence.site}", error)
         return [], None
+
+
+def _found(
+    case: Case, setting: Setting, runs: Runs, evidence: Evidence, window: Window, inject: Inject | None, order: Relabel
+) -> tuple[Found | None, Evidence]:
+    """Return the fewest edits in the window; where values from before it differ, in all that ran since the start."""
+    found = find_edits(evidence)
+    held = [
+        t for states in (window.ref_states, window.port_states) for state in states.values() for t in tensors_of(state)
+    ]
+    if not open_ends(evidence, held):
+        return found, evidence
+    key = format_key(evidence.site, evidence.coords)
+    whole = reach_back(case, setting, runs, key, evidence.reference.dtype == torch.float64, inject, order)
+    if whole is None:
+        return found, evidence
+    more = replace(
+        evidence,
+        ref_ops=operations_of(whole.ref_steps, whole.kept[0]),
+        port_ops=operations_of(whole.port_steps, whole.kept[1]),
+    )
+    more.__dict__.pop("_memo", None)
+    better = find_edits(more)
+    return (better, more) if better is not None else (found, evidence)
 
 
 def _zoomed(zoom: str, result: Result, runs: Runs) -> list[str]:

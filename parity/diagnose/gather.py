@@ -12,6 +12,7 @@ from torch import Tensor
 from parity.align.by_weights import pair_parameters
 from parity.align.pairs import Alignment
 from parity.capture.module_state import ModuleState
+from parity.capture.operations import Op, Step
 from parity.compare.measure import HIDDEN, error_of, hidden_places
 from parity.diagnose.evidence import Evidence
 from parity.locate.first import owner
@@ -59,8 +60,8 @@ def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows
             if "." not in name
         },
         port_sites=port.sites(),
-        ref_ops=tuple(replace(s.op, makers=s.makers) for s in window.ref_steps),
-        port_ops=tuple(replace(s.op, makers=s.makers) for s in window.port_steps),
+        ref_ops=operations_of(window.ref_steps, window.kept[0]),
+        port_ops=operations_of(window.port_steps, window.kept[1]),
         earlier={
             rec.key: t
             for rec in reference
@@ -74,6 +75,11 @@ def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows
             (row.site for row in rows if row.order >= divergence.order and row.nonfinite[1] > row.nonfinite[0]), ""
         ),
     )
+
+
+def operations_of(steps: Sequence[Step], kept: tuple[int, int]) -> tuple[Op, ...]:
+    """Return logged steps as operations; those from kept[0] to kept[1] ran in earlier calls."""
+    return tuple(replace(s.op, makers=s.makers, earlier=kept[0] <= i < kept[1]) for i, s in enumerate(steps))
 
 
 def _in_double(divergence: Divergence, runs: Runs) -> bool:

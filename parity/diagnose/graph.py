@@ -26,6 +26,23 @@ MOVES = frozenset(
      "lift_fresh", "view_as_real", "view_as_complex", "copy", "unfold"]
 )  # fmt: skip
 
+# What the first operand held is gone.
+OVERWRITES = frozenset(
+    [
+        "zero",
+        "fill",
+        "copy",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Write:
@@ -71,10 +88,24 @@ class Graph:
 
     def sources(self, i: int) -> list[int]:
         """Return the values that operation i reads, through memory included."""
-        return [*self.inputs[i], *(w.before for w in self.writes.get(i, ()) if w.before is not None)]
+        given = self.inputs[i][1:] if self.ops[i].name in OVERWRITES else self.inputs[i]
+        return [*given, *(w.before for w in self.writes.get(i, ()) if w.before is not None)]
 
     def results(self, i: int) -> list[int]:
         return [*self.outputs[i], *(w.after for w in self.writes.get(i, ()))]
+
+    def is_kept(self, v: int) -> bool:
+        """Tell whether an earlier call made a value, or what it is a view or copy of."""
+        todo, seen = [v], set[int]()
+        while todo:
+            i = self.made.get(todo.pop())
+            if i is None or i in seen:
+                continue
+            if self.ops[i].earlier:
+                return True
+            seen.add(i)
+            todo += self.sources(i) if self.ops[i].name in MOVES else []
+        return False
 
     def run(
         self, replaced: Mapping[int, Tensor], edges: Mapping[tuple[int, int], Tensor], cone: Sequence[int]
@@ -154,6 +185,14 @@ def build(ops: Sequence[Op], end: Tensor) -> Graph | None:
     if graph.end < 0:
         graph.end = _filled(graph, end, seen, written)
     return graph if graph.end >= 0 else None
+
+
+def unmade(ops: Sequence[Op], end: Tensor) -> Graph:
+    """Return the graph of a side that goes on with a value from outside as it is: none of its operations made it."""
+    graph = Graph(ops)
+    graph.inputs, graph.outputs = [[] for _ in ops], [[] for _ in ops]
+    graph.end = _new(graph, end, None)
+    return graph
 
 
 def _new(graph: Graph, value: Tensor, maker: int | None) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .evidence import Evidence, Explanation, Hypothesis
-from .fits import accept, allowance, comparable, noise_level, number, promising, sample_index, sure
+from .fits import accept, comparable, noise_level, promising, sample_index, sure
 from .layout_names import Naming, name_permutation
 from .matching import as_rows, axis_groups, fingerprints, from_rows, match_rows, same_values
 from .operations import HYPOTHESES as OPERATIONS
@@ -28,21 +28,12 @@ MAX_VALUE_MATCH = 400_000  # rows; beyond, a k-d tree costs seconds
 
 
 def zeros(ev: Evidence) -> Iterator[Explanation]:
-    """P == 0 where R is not (W2 for a weight, V10 for a frame, else the term never arrived: N5)."""
+    """P == 0 where R is not: a weight that was never loaded (W2), a cache that was never written (K3)."""
     if not ev.same_shape or ev.reference.numel() == 0 or float(ev.r.abs().max()) == 0 or bool(ev.p.any()):
         return
-    naming = {"weight": "W2", "frame": "V10", "latent": "V10", "kv": "K3", "mask": "A2"}.get(ev.kind, "N5")
-    yield Explanation("P is zero everywhere", 0.0, 0.9, {"count": ev.port.numel()}, naming)
-
-
-def constant(ev: Evidence) -> Iterator[Explanation]:
-    """P holds one value only, R many: an uninitialised or collapsed result (W2 for a weight, else V10/N5)."""
-    if not comparable(ev, 8) or not bool(ev.p.any()) or float(ev.r.std()) == 0:
-        return
-    value = float(ev.p.reshape(-1)[0])
-    if bool((ev.p == value).all()):
-        naming = {"weight": "W2", "frame": "V10"}.get(ev.kind, "N5")
-        yield Explanation(f"P is the constant {number(value)} everywhere", 0.0, 0.75, {"value": value}, naming)
+    naming = {"weight": "W2", "kv": "K3"}.get(ev.kind)
+    if naming is not None:
+        yield Explanation("P is zero everywhere", 0.0, 0.9, {"count": ev.port.numel()}, naming)
 
 
 def negated(ev: Evidence) -> Iterator[Explanation]:
@@ -233,38 +224,11 @@ def rearranged_operand(ev: Evidence) -> Iterator[Explanation]:
                 return
 
 
-def colour_and_mean(ev: Evidence) -> Iterator[Explanation]:
-    """P == R.flip(channel) + one constant per channel, or the same under a per-channel scale (C7, mean subtracted
-    before the swap).
-    """
-    if not comparable(ev, 12):
-        return
-    for axis, size in enumerate(ev.r.shape):
-        if size != 3:
-            continue
-        flipped = ev.r.flip(axis)
-        rest = [i for i in range(ev.r.ndim) if i != axis]
-        shift = (ev.p - flipped).mean(rest, keepdim=True)
-        explained = flipped + shift
-        residual = accept(ev, explained)
-        plain = ev.residual(flipped)
-        if residual is not None and plain > allowance(ev) and float(flipped.std(dim=rest[0] if rest else 0).max()) > 0:
-            text = (
-                f"P is R with the colour channels reversed (axis {axis}) and a constant per channel "
-                "added: the mean was taken before the swap"
-            )
-            yield Explanation(
-                text, residual, sure(ev, residual, 0.93), {"axis": axis, "shift": shift.reshape(-1).tolist()}, "C7"
-            )
-
-
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("zeros", "N5", zeros, 1.0),
-    Hypothesis("constant", "V10", constant, 0.9),
     Hypothesis("negated", "T8", negated, 0.95),
     Hypothesis("rearranged", "V11", rearranged, 0.85),
     Hypothesis("rearranged_operand", "V11", rearranged_operand, 0.6),
-    Hypothesis("colour_and_mean", "C7", colour_and_mean, 0.6),
     *SLICES,
     *SCALING,
     *OPERATIONS,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from parity.capture.operations import Op
 
-from .axes import axis_name, kind_of
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import number
 
@@ -79,28 +78,6 @@ def overflow(ev: Evidence) -> Iterator[Explanation]:
         yield Explanation(
             text, 0.0, 0.96 if stray < 0.01 else 0.85, {"largest": float(ev.r.abs().max()), **counts}, "Q1"
         )
-
-
-def beyond_half(ev: Evidence) -> Iterator[Explanation]:
-    """A float16 boundary gets values beyond 65504 in the port that are far below it in the reference (Q1: a scaling
-    left out).
-    """
-    if (
-        not ev.same_shape
-        or ev.port.numel() == 0
-        or ev.kind in {"mask", "weight"}
-        or not bool(torch.isfinite(ev.p).all())
-    ):
-        return
-    halves = {str(op.scalars.get("dtype")) for op in (*ev.ref_ops, *ev.port_ops) if op.name == "_to_copy"}
-    here = "torch.float16" in halves or torch.float16 in {ev.reference.dtype, ev.port.dtype} or bool(ev.overflow)
-    top, own = _largest(ev.p), _largest(ev.r)
-    if here and top > FP16_MAX > 2 * own:
-        text = (
-            f"P reaches {number(top)} at a float16 boundary (limit 65504) where R stays below "
-            f"{number(own)}: it overflows in float16"
-        )
-        yield Explanation(text, 0.0, 0.97, {"largest": top}, "Q1")
 
 
 def _infinite_mask(ev: Evidence) -> Iterator[Explanation]:
@@ -255,56 +232,9 @@ def unscaled_product(ev: Evidence) -> Iterator[Explanation]:
                     return
 
 
-def where_broken(ev: Evidence) -> Iterator[Explanation]:
-    """P non-finite and R not: say how many, since when, and in which slices (A4 when whole rows, else Q1; a hint)."""
-    if not port_broken(ev):
-        return
-    bad = ~torch.isfinite(ev.p)
-    counts, share = census(ev.p), float(bad.double().mean())
-    where, axis = _slices(ev, bad)
-    class_id = (
-        "W10"
-        if ev.kind in {"weight", "rope"}
-        else "A9"
-        if share == 1
-        else "A4"
-        if axis is not None and counts["nan"]
-        else "Q1"
-    )
-    first = torch.nonzero(bad)[0].tolist() if bad.ndim else []
-    text = (
-        f"P has {counts['nan']} NaN and {counts['inf'] + counts['neg_inf']} infinite elements "
-        f"({share:.1%}), R none{where}; first at {first}"
-    )
-    trust = 0.5 if class_id == "W10" else 0.4
-    yield Explanation(text, 0.0, trust, {**counts, "first": first, "share": share}, class_id)
-
-
-def _slices(ev: Evidence, bad: Tensor) -> tuple[str, int | None]:
-    """Whether the broken elements are whole slices along one axis."""
-    if bool(bad.all()):
-        return ", everywhere", None
-    for axis in range(bad.ndim):
-        rest = tuple(i for i in range(bad.ndim) if i != axis)
-        if not rest or bad.shape[axis] < 2:
-            continue
-        every, some = bad.all(dim=rest), bad.any(dim=rest)
-        if torch.equal(every, some):
-            hit = torch.nonzero(every).reshape(-1).tolist()
-            return (
-                f", all of entries {hit[:8]}{'…' if len(hit) > 8 else ''} of {axis_name(axis, bad.shape, kind_of(ev))}",
-                axis,
-            )
-    if bad.ndim and torch.equal(bad.all(dim=-1), bad.any(dim=-1)):
-        return f", in {int(bad.all(dim=-1).sum())} whole rows of the last axis", bad.ndim - 1
-    return "", None
-
-
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("overflow", "Q1", overflow, 0.9),
-    Hypothesis("beyond_half", "Q1", beyond_half, 0.9),
     Hypothesis("nonfinite_producer", "Q1", producer, 0.95),
     Hypothesis("replayed_overflow", "Q1", replayed_overflow, 0.7),
     Hypothesis("unscaled_product", "Q4", unscaled_product, 0.8),
-    Hypothesis("nonfinite_census", "Q1", where_broken, 0.1),
 )

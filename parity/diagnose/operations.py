@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from parity.capture.operations import Op
@@ -79,90 +78,9 @@ def joined(ev: Evidence) -> Iterator[Explanation]:
         return
 
 
-def padded(ev: Evidence) -> Iterator[Explanation]:
-    """Both sides pad the same tensor by other amounts or another rule (V3)."""
-    for ref, port in _pairs(ev, set(PADS), other_names=True):
-        if not ref.inputs or not port.inputs or not same(ref.inputs[0], port.inputs[0]):
-            continue
-        amounts = (
-            ref.scalars.get("pad", ref.scalars.get("padding")),
-            port.scalars.get("pad", port.scalars.get("padding")),
-        )
-        rules = PADS[ref.name], PADS[port.name]
-        if amounts[0] != amounts[1]:
-            text = f"the port pads by {_plain(amounts[1])} where the reference pads by {_plain(amounts[0])}{_at(port)}"
-        elif rules[0] != rules[1] or ref.scalars.get("mode") != port.scalars.get("mode"):
-            text = f"the port pads with {rules[1]} where the reference pads with {rules[0]}{_at(port)}"
-        elif ref.scalars.get("value") != port.scalars.get("value"):
-            text = (
-                f"the port pads with {port.scalars.get('value')}, the reference with "
-                f"{ref.scalars.get('value')}{_at(port)}"
-            )
-        else:
-            continue
-        yield Explanation(text, 0.0, 0.96, {"reference": _plain(amounts[0]), "port": _plain(amounts[1])})
-        return
-    yield from _edge_part(ev)
-    yield from _convolution_padding(ev)
-
-
-def _convolution_padding(ev: Evidence) -> Iterator[Explanation]:
-    """Convolutions with another padding argument, the port padding by itself before or not at all."""
-    ours = [op for op in ev.ref_ops if op.name == "convolution"]
-    theirs = [op for op in ev.port_ops if op.name == "convolution"]
-    for ref, port in zip(ours, theirs, strict=False):
-        amounts = _plain(ref.scalars.get("padding")), _plain(port.scalars.get("padding"))
-        if amounts[0] == amounts[1] or not _same_kernel(ref, port) or _known(port, ev.ref_ops):
-            continue
-        pads = [op for op in ev.port_ops if op.name in PADS]
-        by_hand = f" after padding by {_plain(pads[-1].scalars.get('pad'))} itself" if pads else ""
-        text = f"the convolution pads by {amounts[1]}{by_hand}, the reference's by {amounts[0]}{_at(port)}"
-        yield Explanation(text, 0.0, 0.94, {"reference": amounts[0], "port": amounts[1]})
-        return
-
-
-def _same_kernel(ref: Op, port: Op) -> bool:
-    """Say whether two convolutions have one weight, perhaps of other axes of size one: other convolutions pad as they like."""
-    if len(ref.inputs) < 2 or len(port.inputs) < 2 or ref.inputs[1].numel() != port.inputs[1].numel():
-        return False
-    return same(port.inputs[1].reshape(-1), ref.inputs[1].reshape(-1))
-
-
 def _known(op: Op, others: Sequence[Op]) -> bool:
     """Say whether an operation gives numbers that the other side has too: then the sides only went other ways to them."""
     return bool(op.outputs) and any(same(op.outputs[0], out) for other in others[:MOST] for out in other.outputs)
-
-
-def _edge_part(ev: Evidence) -> Iterator[Explanation]:
-    """Padding by hand: joins that differ in one part, zero on one side and a repeated slice of a neighbour on the
-    other."""
-    for ref, port in _pairs(ev, JOINS):
-        if len(ref.inputs) != len(port.inputs) or len(ref.inputs) < 2 or not ref.outputs:
-            continue
-        other = [i for i, (a, b) in enumerate(zip(ref.inputs, port.inputs, strict=True)) if not same(a, b)]
-        if len(other) != 1 or ref.inputs[other[0]].shape != port.inputs[other[0]].shape:
-            continue
-        axis = int(ref.scalars.get("dim", 0)) % ref.outputs[0].ndim
-        for said, filler, part in (("port", ref, port), ("reference", port, ref)):
-            zero, repeated = filler.inputs[other[0]], part.inputs[other[0]]
-            neighbours = [x for i, x in enumerate(part.inputs) if i != other[0]]
-            if bool(zero.any()) or not any(_repeats(repeated, x, axis) for x in neighbours):
-                continue
-            text = (
-                f"the {said} fills {axis_name(axis, ref.outputs[0].shape, kind_of(ev))} with its edge "
-                f"repeated where the other side fills it with zeros{_at(port)}"
-            )
-            yield Explanation(text, 0.0, 0.97, {"side": said, "axis": axis, "source": port.source})
-            return
-
-
-def _repeats(filler: Tensor, x: Tensor, axis: int) -> bool:
-    """Whether every slice of `filler` is the first or the last slice of `x`."""
-    if x.shape[axis] == 0 or filler.shape[axis] == 0:
-        return False
-    return any(
-        same(filler, edge.expand_as(filler)) for edge in (x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1))
-    )
 
 
 def cut(ev: Evidence) -> Iterator[Explanation]:
@@ -250,10 +168,6 @@ def _pairs(ev: Evidence, names: set[str], other_names: bool = False) -> Iterator
                 yield ref, port
 
 
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, (list, tuple, torch.Size)) else value
-
-
 def _at(op: Op) -> str:
     return f" ({op.source})" if op.source else ""
 
@@ -296,7 +210,6 @@ def reinterpreted(ev: Evidence) -> Iterator[Explanation]:
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("joined_parts", "D3", joined, 0.9),
-    Hypothesis("padding", "V3", padded, 0.9),
     Hypothesis("another_slice", "V7", cut, 0.7),
     Hypothesis("exchanged_halves", "W3", exchanged_halves, 0.8),
     Hypothesis("reinterpreted_memory", "V11", reinterpreted, 0.5),

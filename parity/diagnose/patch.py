@@ -27,11 +27,18 @@ def patch_of(edit: Edit) -> str | None:
     ref = [op for op in edit.reference.told if op.source]
     if len(_lines(own)) != 1 or len(_lines(ref)) != 1 or own[0].code == ref[0].code:
         return None
+    if _target(own[0].code) != _target(ref[0].code):
+        return None  # another statement, not another form of this one
     file = own[0].source.rpartition(":")[0]
     known = set(_WORD.findall("".join(linecache.getlines(file))))
     if not set(_WORD.findall(ref[0].code)) <= known:
         return None
     return f"{own[0].source}: {own[0].code} → {ref[0].code}"
+
+
+def _target(code: str) -> str:
+    """Return what a statement gives its value to."""
+    return "return" if code.startswith("return ") else code.partition("=")[0].strip()
 
 
 def _lines(ops: Sequence[Op]) -> set[str]:

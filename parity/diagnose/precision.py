@@ -13,7 +13,7 @@ from torch import Tensor
 from parity.capture.operations import Op
 
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
-from .fits import HONEST_NOISE, accept, comparable, finite, number, sample_index, sure
+from .fits import HONEST_NOISE, comparable, finite, number, sample_index
 from .nonfinite import HYPOTHESES as NONFINITE
 
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -134,66 +134,6 @@ def _casts(ops: Sequence[Op], dtype: torch.dtype) -> list[Op]:
     return found
 
 
-LIMITS = {
-    65504.0: ("Q1", "the largest float16"),
-    448.0: ("Q3", "the largest float8 e4m3"),
-    240.0: ("Q3", "the largest float8 e4m3fnuz"),
-    57344.0: ("Q3", "the largest float8 e5m2"),
-    127.0: ("Q2", "the largest int8"),
-    1.0: ("C8", "a picture's range"),
-    255.0: ("V10", "a byte's range"),
-}
-
-
-def clamped(ev: Evidence) -> Iterator[Explanation]:
-    """P == clamp(R, low, high), or R == clamp(P, low, high): saturated on one side only (Q1 at 65504, Q3 at 448, else
-    C8/Q2).
-    """
-    if not comparable(ev, 8):
-        return
-    for side, narrow, wide in (("port", ev.p, ev.r), ("reference", ev.r, ev.p)):
-        low, high = float(narrow.min()), float(narrow.max())
-        if low == high:
-            continue
-        beyond = (wide < low) | (wide > high)
-        touched = int((((narrow == low) | (narrow == high)) & beyond).sum())
-        if (
-            touched < max(4, 1e-4 * narrow.numel())
-            or touched > 0.95 * narrow.numel()
-            or touched < 0.9 * int(beyond.sum())
-        ):
-            continue
-        rebuilt = wide.clamp(low, high)
-        residual = accept(ev, rebuilt if side == "port" else ev.p - (rebuilt - ev.r))
-        if residual is None:
-            continue
-        class_id, why = _limit_name(ev, low, high)
-        doing = "clamps" if side == "port" else "does not clamp as the reference does"
-        text = (
-            f"the port {doing} to [{number(low)}, {number(high)}]{why}: {touched} of "
-            f"{narrow.numel()} elements are affected"
-        )
-        yield Explanation(
-            text,
-            residual,
-            sure(ev, residual, 0.95 if why else 0.9),
-            {"low": low, "high": high, "count": touched, "side": side},
-            class_id,
-        )
-        return
-
-
-def _limit_name(ev: Evidence, low: float, high: float) -> tuple[str, str]:
-    for limit, (class_id, why) in LIMITS.items():
-        if limit in {1.0, 255.0} and ev.kind not in {"frame", "latent", "input"}:
-            continue
-        if abs(high - limit) < 1e-6 * limit or abs(low + limit) < 1e-6 * limit:
-            return class_id, f" ({why})"
-    if ev.kind in {"frame", "latent", "input"}:
-        return "C8", ""
-    return "Q2", ""
-
-
 def bytes_export(ev: Evidence) -> Iterator[Explanation]:
     """Both sides are whole numbers 0..255 and differ as casts do: truncated or rounded, wrapped, unscaled (V10)."""
     if not ev.same_shape or ev.reference.numel() < 16 or not finite(ev) or ev.error == 0:
@@ -301,7 +241,6 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("rounded", "N4", rounded, 0.95),
     Hypothesis("hidden_cast", "N4", hidden_cast, 0.6),
     Hypothesis("dtype_differs", "N4", dtype_differs, 0.4),
-    Hypothesis("clamped", "C8", clamped, 0.8),
     Hypothesis("bytes_export", "V10", bytes_export, 0.9),
     Hypothesis("float_to_bytes", "V10", float_to_bytes, 0.7),
     Hypothesis("cleaned_nan", "V10", cleaned_nan, 0.8),

@@ -13,11 +13,12 @@ MOST_VALUES = 12  # candidates of each side at one place
 
 def candidates(search: Search, ref_known: set[int], port_known: set[int]) -> Iterator[Candidate]:
     ref, port = search.reference, search.port
-    open_ref, open_port = _open(ref, ref_known), _open(port, port_known)
+    open_ref, open_port = unknown_values(ref, ref_known), unknown_values(port, port_known)
     starts, ref_starts = _starts(port, open_port), _starts(ref, open_ref)
     unknown_ref, unknown_port = (
         list(dict.fromkeys([*_in_order(g, u)[:MOST_VALUES], g.end])) for g, u in ((ref, open_ref), (port, open_port))
     )
+    unknown_port += _reads(port, open_port)
     given_ref = list(dict.fromkeys(v for i in ref_starts[:6] for v in ref.inputs[i]))[:MOST_VALUES]
     ref_cost = {v: _size(ref, v, ref_known) for v in unknown_ref}
     stands = {b: search.layouts.counterparts(b) for i in starts[:6] for b in port.inputs[i]}
@@ -38,11 +39,18 @@ def candidates(search: Search, ref_known: set[int], port_known: set[int]) -> Ite
                     yield Candidate(ref_cost.get(a, 1), "operand", (), tuple((e, a) for e in group))
     yield from _constants(search, ref_known, port_known)
     yield from _joins(search, ref_known, port_known, open_ref, open_port)
-    yield from _exchanges(search, port_known)
+    yield from _exchanges(search, port_known, open_port)
     yield from _orders(search, starts)
 
 
-def _open(graph: Graph, known: set[int]) -> set[int]:
+def _reads(graph: Graph, unknown: set[int]) -> list[int]:
+    """Return the parts of what an earlier call kept that are read here."""
+    used = {v for i, given in enumerate(graph.inputs) if graph.ops[i].name not in MOVES for v in given}
+    cuts = (v for v in sorted(unknown & used) if v in graph.made and graph.ops[graph.made[v]].name in MOVES)
+    return [v for v in cuts if not graph.ops[graph.made[v]].earlier and graph.is_kept(v)][:MOST_VALUES]
+
+
+def unknown_values(graph: Graph, known: set[int]) -> set[int]:
     """Return the unknown values that reach the end through unknown values only: another spelling of a known value is no difference."""
     found: set[int] = set()
     todo = [graph.end]
@@ -153,10 +161,11 @@ def _joins(
                 yield Candidate(cost, "replaced", tuple(zip(ours, order, strict=True)))
 
 
-def _exchanges(search: Search, known: set[int]) -> Iterator[Candidate]:
-    """Two equal parts of one value, both known, change places."""
+def _exchanges(search: Search, known: set[int], unknown: set[int]) -> Iterator[Candidate]:
+    """Two equal parts of one value, or two known values of one shape, change places."""
     port = search.port
     parts: dict[int, list[int]] = {}
+    parts[len(port.values)] = _given(port, known, unknown)
     for i in search.port_cone:
         op = port.ops[i]
         if len(op.outputs) > 1:
@@ -170,6 +179,19 @@ def _exchanges(search: Search, known: set[int]) -> Iterator[Candidate]:
                     for y in search.layouts.counterparts(b)[:1]:
                         if x != y:
                             yield Candidate(1, "exchanged", ((a, y), (b, x)))
+
+
+def _given(graph: Graph, known: set[int], unknown: set[int]) -> list[int]:
+    """Return the known values that unknown ones are made of, before they were moved."""
+    makers = {graph.made[v] for v in unknown if v in graph.made}
+    found: dict[int, None] = {}
+    for i in sorted(makers):
+        for v in graph.inputs[i] if graph.ops[i].name not in MOVES else ():
+            while v in graph.made and graph.ops[graph.made[v]].name in MOVES and graph.inputs[graph.made[v]]:
+                v = graph.inputs[graph.made[v]][0]
+            if v in known and graph.values[v].dim() > 1:
+                found[v] = None
+    return list(found)[:6]
 
 
 def _orders(search: Search, starts: Sequence[int]) -> Iterator[Candidate]:

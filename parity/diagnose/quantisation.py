@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .evidence import Evidence, Explanation, Hypothesis, as_float64
+from .evidence import Evidence, Explanation, Hypothesis
 from .fits import noise_level, number, sample_index, scalar_fit
-from .integers import HYPOTHESES as INTEGERS
-from .scales import HYPOTHESES as SCALES
 
 FLOAT8 = {
     "float8_e4m3fn": (torch.float8_e4m3fn, 448.0),
@@ -278,68 +276,7 @@ def _few_values(x: Tensor) -> bool:
     return len(torch.unique(x[torch.isfinite(x)].abs())) <= 256
 
 
-def low_levels(ev: Evidence) -> Iterator[Explanation]:
-    """Slope well below 1 with R's tails cut in P and the inside agreeing: clipped activations, no visible grid (Q2)."""
-    if not _usable(ev) or ev.error < 0.05:
-        return
-    r, p = ev.r.reshape(-1), ev.p.reshape(-1)
-    index = sample_index(r.numel(), 65536)
-    r, p = r[index], p[index]
-    high = float(p.abs().quantile(0.999)) if p.numel() <= 16_000_000 else float(p.abs().max())
-    inside = r.abs() < 0.8 * high
-    outside = r.abs() > 1.05 * high
-    if high == 0 or float(outside.double().mean()) < 0.005 or float(inside.double().mean()) < 0.3:
-        return
-    near_in = float(torch.linalg.vector_norm((p - r)[inside])) / float(torch.linalg.vector_norm(r[inside]))
-    flat = float((p[outside].abs() - high).abs().mean()) / high
-    if (
-        near_in < 0.02
-        and flat < 0.03
-        and float((p[outside] * r[outside] > 0).double().mean()) > 0.99
-        and near_in > 1e-6
-    ):
-        share = float(outside.double().mean())
-        text = (
-            f"values beyond ±{number(high)} are cut ({share:.1%} of the elements), the others agree "
-            f"to {near_in:.1%}: a quantiser's range is too small"
-        )
-        yield Explanation(text, near_in, 0.82, {"limit": high, "share": share}, "Q2")
-
-
-def lora_units(ev: Evidence) -> Iterator[Explanation]:
-    """P − W0 == (R − W0)/s per tensor or row with a scale s of the checkpoint: LoRA added in quantised units (Q7)."""
-    if ev.kind != "weight" or not _usable(ev) or ev.r.ndim != 2:
-        return
-    scales = {}
-    for name, pair in ev.parameters.items():
-        value = pair[0] if pair[0] is not None else pair[1]
-        if value is not None and value.is_floating_point() and value.numel() in {1, ev.r.shape[0]}:
-            scales[name] = as_float64(value).reshape(-1, 1)
-    for name, pair in ev.parameters.items():
-        base = pair[0] if pair[0] is not None else pair[1]
-        if base is None or tuple(base.shape) != tuple(ev.r.shape) or name == ev.site:
-            continue
-        w0 = as_float64(base)
-        delta = ev.r - w0
-        if float(torch.linalg.vector_norm(delta)) < 1e-6 * float(torch.linalg.vector_norm(w0)):
-            continue
-        for scale_name, s in scales.items():
-            for explained in (w0 + delta / s, w0 + delta * s):
-                residual = ev.residual(explained)
-                if residual < 0.02 and not bool((s == 1).all()):
-                    text = (
-                        f"P is the base {name} plus the LoRA delta in units of {scale_name}: the delta was "
-                        "added without the quantisation scale"
-                    )
-                    yield Explanation(text, residual, 0.93, {"base": name, "scale": scale_name}, "Q7")
-                    return
-
-
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("int8_grid", "Q2", int8_grid, 0.7),
     Hypothesis("float8_grid", "Q3", float8_grid, 0.7),
-    Hypothesis("clipped_range", "Q2", low_levels, 0.4),
-    Hypothesis("lora_units", "Q7", lora_units, 0.8),
-    *INTEGERS,
-    *SCALES,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -13,28 +12,6 @@ from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 from parity.diagnose.roles import close, comparable, fitted, like_reference, noise
 
 KINDS = ("latent", "input", "activation", "output")
-RANDOM_OPS = (
-    "randn",
-    "rand",
-    "normal",
-    "normal_",
-    "randn_like",
-    "rand_like",
-    "bernoulli",
-    "bernoulli_",
-    "multinomial",
-    "randint",
-    "randperm",
-)
-DROPOUT_OPS = (
-    "dropout",
-    "native_dropout",
-    "_fused_dropout",
-    "alpha_dropout",
-    "feature_dropout",
-    "bernoulli",
-    "bernoulli_",
-)
 FEWEST = 128
 
 
@@ -157,32 +134,9 @@ def reused_draw(ev: Evidence) -> Iterable[Explanation]:
             return
 
 
-def random_operations(ev: Evidence) -> Iterable[Explanation]:
-    """N8, S2: the port ran random operations (dropout, draws) on the way that the reference did not; a second run would differ."""
-    ours, theirs = Counter(op.name for op in ev.ref_ops), Counter(op.name for op in ev.port_ops)
-    extra = theirs - ours
-    dropped = sorted(name for name in extra if name in DROPOUT_OPS)
-    drawn = sorted(name for name in extra if name in RANDOM_OPS)
-    on = [op.scalars.get("dropout_p") for op in ev.port_ops if _positive(op.scalars.get("dropout_p"))]
-    off = [op for op in ev.ref_ops if _positive(op.scalars.get("dropout_p"))]
-    if on and not off:
-        yield Explanation(f"attention dropout is active (p = {on[0]})", 1.0, 0.85, {"p": on[0]}, "N8")
-    elif dropped:
-        text = f"the port runs {', '.join(dropped)} on the way and the reference does not: dropout is active, runs will differ"
-        yield Explanation(text, 1.0, 0.85, {"operations": dropped}, "N8")
-    elif drawn:
-        text = f"the port draws random numbers here ({', '.join(drawn)}) and the reference does not"
-        yield Explanation(text, 1.0, 0.6, {"operations": drawn}, "S2")
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("other noise", "S1", other_stream, 0.5),
     Hypothesis("order of draws", "S2", stream_order, 0.7),
     Hypothesis("dtype of noise", "S2", noise_dtype, 0.8),
     Hypothesis("reused draw", "S3", reused_draw, 0.8),
-    Hypothesis("random operations", "N8", random_operations, 0.4),
 )

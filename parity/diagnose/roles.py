@@ -56,11 +56,6 @@ def comparable(ev: Evidence) -> bool:
     )
 
 
-def comparable_floats(ev: Evidence) -> bool:
-    """Say whether both values are comparable tensors of floating numbers, of one axis at least."""
-    return ev.reference.dim() >= 1 and ev.reference.is_floating_point() and comparable(ev)
-
-
 def confidence(ev: Evidence, residual: float, best: float = 0.97) -> float:
     """Return `best` for an exact fit (residual at the noise), falling to about two thirds of it at the limit."""
     exact = max(1e-3, 1.5 * noise(ev) / ev.error) if ev.error > 0 else 1e-3
@@ -97,11 +92,6 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
         return False
     scale = float(torch.linalg.vector_norm(b))
     return float(torch.linalg.vector_norm(a - b)) <= tolerance * scale if scale > 0 else not bool(a.any())
-
-
-def agreement(ev: Evidence) -> float:
-    """Return the relative error up to which a recomputation counts as reproducing R (or P) itself."""
-    return max(1e-8 if isolated(ev) else 1e-5, 2.0 * noise(ev), 0.1 * min(ev.error, 1e-2))
 
 
 def memo(ev: Evidence, key: str, build: Callable[[Evidence], T]) -> T:
@@ -152,14 +142,3 @@ def like_reference(ev: Evidence) -> list[tuple[str, Tensor]]:
         return found
 
     return memo(ev, "like_reference", collect)
-
-
-def parameter_vectors(ev: Evidence, size: int) -> list[tuple[str, Tensor]]:
-    """Return the reference's parameters and small inputs of exactly `size` elements, flattened, in float64."""
-    found = [(name, as_float64(ref).flatten()) for name, (ref, _) in ev.parameters.items() if ref is not None]
-    found += [(name, as_float64(value).flatten()) for name, value in surroundings(ev) if value.numel() == size]
-    unique: list[tuple[str, Tensor]] = []
-    for name, vector in found:
-        if vector.numel() == size and not any(torch.equal(vector, other) for _, other in unique):
-            unique.append((name, vector))
-    return unique[:CANDIDATES]

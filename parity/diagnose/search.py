@@ -23,6 +23,10 @@ class Region:
     ops: tuple[Op, ...]
     places: tuple[int, ...] = ()  # in the side's log
     operands: tuple[Tensor, ...] = ()
+    kept: bool = False  # whether one of the operands was made by an earlier call
+    moving: bool = (
+        True  # whether one of the operands was made by another operation; False: all are weights or constants
+    )
 
     @property
     def told(self) -> tuple[Op, ...]:
@@ -99,7 +103,9 @@ class Search:
         self.layouts = Layouts(self.reference, self.port, self.close, self.ordered)
         self.ref_values = [v for i in self.ref_cone for v in (*self.reference.sources(i), *self.reference.results(i))]
         self.port_values = [v for i in self.port_cone for v in (*self.port.sources(i), *self.port.results(i))]
-        self.ref_prints = Prints((self.reference.print(v) for v in set(self.ref_values)), self.close, self.ordered)
+        seen = {*self.ref_values, *_earlier(self.reference)}
+        self.ref_prints = Prints((self.reference.print(v) for v in seen), self.close, self.ordered)
+        self.port_seen = [self.port.print(v) for v in set(_earlier(self.port)) - set(self.port_values)]
 
     def late(self) -> bool:
         if time.process_time() > self.until:
@@ -109,7 +115,7 @@ class Search:
     def known(self) -> tuple[set[int], set[int]]:
         """Return which values of the reference's and the port's cones the other side has, after the edits so far."""
         now = {v: print_of(self.fresh[v]) if v in self.fresh else self.port.print(v) for v in set(self.port_values)}
-        have = Prints(now.values(), self.close, self.ordered)
+        have = Prints([*now.values(), *self.port_seen], self.close, self.ordered)
         ref = {v for v in set(self.ref_values) if have.has(self.reference.print(v))}
         ours = {v for v, p in now.items() if self.ref_prints.has(p)}
         return _moved(self.reference, self.ref_cone, ref), _moved(self.port, self.port_cone, ours)
@@ -125,6 +131,11 @@ class Search:
         flat = flat if self.order is None else flat[self.order]
         gap = float(torch.linalg.vector_norm(flat - self.wanted.flatten()))
         return gap / self.whole if gap == gap else float("inf")
+
+
+def _earlier(graph: Graph) -> list[int]:
+    """Return what earlier calls made, whether it leads to the end or not."""
+    return [v for i, op in enumerate(graph.ops) if op.earlier for v in graph.results(i)]
 
 
 def _moved(graph: Graph, cone: Sequence[int], known: set[int]) -> set[int]:

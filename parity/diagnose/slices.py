@@ -8,41 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import permutations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .axes import axis_name, kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
-from .fits import accept, comparable, noise_level, sample_index, sure
-from .matching import as_rows, fingerprints, from_rows, match_rows, same_values
-
-
-def negated_slices(ev: Evidence) -> Iterator[Explanation]:
-    """P == ±R with the sign fixed per index of one axis (T8: a component's sign convention)."""
-    if not comparable(ev, 8) or not _same_magnitude(ev):
-        return
-    for axis, size in enumerate(ev.r.shape):
-        if size < 2 or size * 2 > ev.r.numel():
-            continue
-        rest = [i for i in range(ev.r.ndim) if i != axis]
-        sign = torch.where((ev.p * ev.r).sum(rest, keepdim=True) < 0, -1.0, 1.0).to(torch.float64)
-        flipped = torch.nonzero(sign.reshape(-1) < 0).reshape(-1).tolist()
-        if not 0 < len(flipped) < size:
-            continue
-        residual = accept(ev, sign * ev.r)
-        if residual is not None:
-            where = axis_name(axis, ev.r.shape, kind_of(ev))
-            text = f"P is R with the sign reversed at {_listed(flipped)} of {where}"
-            yield Explanation(text, residual, sure(ev, residual, 0.93), {"axis": axis, "indices": flipped[:64]})
-            return
-
-
-def _same_magnitude(ev: Evidence) -> bool:
-    slack = noise_level(ev) * 4 + 1e-6
-    index = sample_index(ev.r.numel())
-    r, p = ev.r.reshape(-1)[index].abs(), ev.p.reshape(-1)[index].abs()
-    return float(torch.linalg.vector_norm(p - r)) <= slack * float(torch.linalg.vector_norm(r))
+from .fits import accept, comparable, noise_level, sure
 
 
 def shape_changed(ev: Evidence) -> Iterator[Explanation]:
@@ -223,67 +194,12 @@ def _listed(indices: list[int]) -> str:
     return f"entries {indices[:8]}{'…' if len(indices) > 8 else ''}"
 
 
-def slices_repeated(ev: Evidence) -> Iterator[Explanation]:
-    """Every slice of P along one axis is some slice of R, but some occur twice and others never (V7: duplicated tail;
-    V8: frozen frame).
-    """
-    if not comparable(ev, 4) or same_values(ev):
-        return
-    for axis, size in sorted(enumerate(ev.r.shape), key=lambda item: item[1]):
-        if not 2 <= size <= 8192 or size * 2 > ev.r.numel() or not _norms_occur(ev, axis):
-            continue
-        match = match_rows(as_rows(ev.p, (axis,)), as_rows(ev.r, (axis,)), tolerance=1e-5 + 6 * noise_level(ev))
-        if match is None or not match.complete or len(np.unique(match.index)) == size or not _rows_differ(ev, axis):
-            continue
-        residual = accept(
-            ev, from_rows(as_rows(ev.r, (axis,))[torch.from_numpy(match.index)], (axis,), tuple(ev.r.shape))
-        )
-        if residual is None:
-            continue
-        moved = np.nonzero(match.index != np.arange(size))[0]
-        where = axis_name(axis, ev.r.shape, kind_of(ev))
-        role = roles(ev.r.shape, kind_of(ev))[axis]
-        first, source = int(moved[0]), int(match.index[moved[0]])
-        one = len(np.unique(match.index[moved])) == 1
-        named = f"entry {source}" if one else f"entries {match.index[moved][:8].tolist()}"
-        text = f"P repeats R's {named} at {_listed(moved.tolist())} of {where}"
-        naming = {"kv": "V2" if is_memory(ev) else "K1", "schedule": "T5"}.get(ev.kind) or (
-            "V8" if role == "f" and size - 1 in moved else "W13" if role == "out" else "V7"
-        )
-        parameters = {
-            "axis": axis,
-            "indices": moved[:64].tolist(),
-            "source": match.index[moved][:64].tolist(),
-            "first": first,
-        }
-        yield Explanation(text, residual, sure(ev, residual, 0.9), parameters, naming)
-        return
-
-
-def _rows_differ(ev: Evidence, axis: int) -> bool:
-    """Whether nearly all of R's slices along the axis are different, so that a match says something."""
-    rows = torch.from_numpy(fingerprints(as_rows(ev.r, (axis,))))
-    return len(torch.unique(rows, dim=0)) > 0.9 * len(rows)
-
-
-def _norms_occur(ev: Evidence, axis: int) -> bool:
-    """Whether every slice of P has the norm of some slice of R: a cheap test before matching by value."""
-    rest = [i for i in range(ev.r.ndim) if i != axis]
-    r = torch.sort(torch.linalg.vector_norm(ev.r, dim=rest)).values
-    p = torch.linalg.vector_norm(ev.p, dim=rest)
-    place = torch.searchsorted(r, p).clamp(1, len(r) - 1)
-    nearest = torch.minimum((r[place] - p).abs(), (r[place - 1] - p).abs())
-    return bool((nearest <= (1e-5 + 6 * noise_level(ev)) * r.mean()).all())
-
-
 def is_memory(ev: Evidence) -> bool:
     """Whether a state is the remembered frames of a convolution (five axes) and not keys and values."""
     return ev.kind == "kv" and ev.reference.ndim == 5
 
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
-    Hypothesis("negated_slices", "T8", negated_slices, 0.7),
     Hypothesis("shape_changed", "V11", shape_changed, 0.8),
     Hypothesis("slices_zeroed", "V7", slices_zeroed, 0.8),
-    Hypothesis("slices_repeated", "V7", slices_repeated, 0.7),
 )

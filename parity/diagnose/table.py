@@ -12,7 +12,7 @@ from parity.capture.operations import Op
 
 from .graph import MOVES, Graph
 from .masks import describe as describe_masks
-from .prints import HIDDEN
+from .prints import HIDDEN, near, print_of
 from .search import Edit
 from .view import (
     ACTIVATIONS,
@@ -32,11 +32,14 @@ from .view import (
     View,
     at,
     describe,
+    goes_into,
     listed,
     number,
     said,
 )
 
+SOFTMAX = frozenset(["softmax", "_softmax", "_safe_softmax"])
+ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
 MOST_OF_A_MASK = 12  # operations: in larger regions other things differ besides what is hidden
 
 
@@ -57,7 +60,57 @@ def _exchange(v: View) -> Named | None:
     weight = maker < 0 or all(u not in v.port.made for u in v.port.inputs[maker])
     vector = not weight and all(n == 1 for n in shape[1:-1])
     op = v.edit.port.ops[0]
+    if len(v.edit.at) == 3 and v.port.made.get(v.edit.at[1]) != v.port.made.get(v.edit.at[2]):
+        makers = [v.port.ops[v.port.made[u]] for u in v.edit.at[1:] if u in v.port.made]
+        return Named("W3", f"two values change places{at(makers[-1]) if makers else ''}")
     return Named("W5" if vector else "W3", f"two parts of what {describe(op)} makes are exchanged")
+
+
+def _kept(v: View) -> Named | None:
+    """What one call keeps for the next: written otherwise, read by one side only."""
+    ours, theirs = v.edit.reference, v.edit.port
+    if any(op.earlier for op in (*v.ref, *v.own)):
+        return Named("K1", f"what is kept for later calls differs: {said(v.edit)}")
+    if theirs.kept and not ours.kept and v.own:
+        return Named("K4", f"the port goes on with what an earlier call left, the reference does not: {said(v.edit)}")
+    if ours.kept and not theirs.kept and v.ref:
+        return Named("K3", f"the reference goes on with what an earlier call left, the port does not: {said(v.edit)}")
+    return None
+
+
+def _repeated(v: View) -> Named | None:
+    """What the port runs once more is what it has just run: the same operations made their first input."""
+    if v.only is None or v.only[0] != "added" or not v.own_names:
+        return None
+    graph, region = v.port, v.edit.port
+    told = [i for i, op in zip(region.places, region.ops, strict=True) if op in v.own]
+    before: list[str] = []
+    at_ = graph.inputs[told[0]][0] if told and graph.inputs[told[0]] else -1
+    while len(before) < len(told) and at_ in graph.made:
+        i = graph.made[at_]
+        op = graph.ops[i]
+        if op.name not in MOVES:
+            before.insert(0, op.name)
+        made = [u for u in graph.inputs[i] if u in graph.made]
+        at_ = made[0] if made else -1
+    if before != v.own_names or set(before) <= ARITHMETIC:
+        return None
+    return Named("N6", f"the port runs {listed(v.own_names)} twice{at(v.own[-1])}")
+
+
+def _computed(v: View) -> Named | None:
+    """The port holds as a constant what the reference makes of its weights, and it has other values."""
+    if v.only is None or v.only[0] != "left out" or v.edit.kind != "operand" or v.edit.reference.moving:
+        return None
+    if v.edit.user is None or (v.edit.at[1:] and v.port.inputs[v.edit.at[0]][v.edit.at[1]] in v.port.made):
+        return None
+    if any(near(print_of(v.edit.other), print_of(t)) for t in v.edit.reference.operands):
+        return None  # it is what the reference makes it of
+    angles = goes_into(v.port, v.edit, frozenset(["mm", "bmm", "pow", "reciprocal", "exp"])) & ANGLES
+    return Named(
+        "P5" if angles else "W13",
+        f"the port's constant differs from what the reference makes by {listed(v.ref_names)}{at(v.edit.user)}",
+    )
 
 
 def _order(v: View) -> Named | None:
@@ -163,7 +216,7 @@ def _activations(ops: tuple[Op, ...]) -> list[str]:
 
 
 def _scale(v: View) -> Named | None:
-    if not v.into & {"softmax", "_softmax"}:
+    if not v.into & SOFTMAX:
         return None
     for op, name, ours, theirs in v.numbers:
         if op.name in ("mul", "div") and name == "other":
@@ -198,7 +251,8 @@ def _masks(v: View) -> Named | None:
     if len(v.own) + len(v.ref) > MOST_OF_A_MASK:
         return None
     names = set(v.ref_names) | set(v.own_names)
-    hidden = (v.edit.value <= HIDDEN, v.edit.other <= HIDDEN) if v.edit.value.is_floating_point() else None
+    scores = v.kind == "mask" or bool((v.into | names) & (HIDING | SOFTMAX))
+    hidden = (v.edit.value <= HIDDEN, v.edit.other <= HIDDEN) if v.edit.value.is_floating_point() and scores else None
     boolean = not v.edit.value.is_floating_point() and not v.edit.value.is_complex()
     later = v.edit.kind == "replaced" and bool(v.into & HIDING) and hidden is not None and not bool(hidden[1].any())
     if (
@@ -322,7 +376,7 @@ def _only(v: View) -> Named | None:
         if v.kind == "latent":
             return Named("C10", f"{text}: the factor {number(_factor(ops))}")
         return Named("N5", f"{text}: the factor {number(_factor(ops))}", v.kind not in ("schedule",))
-    return Named("N5", text, small)
+    return Named("N5", text)
 
 
 def _twice(v: View, op: Op) -> bool:
@@ -341,6 +395,10 @@ def _constant(v: View) -> Named | None:
     if not v.numbers or len(v.own) > 8:
         return None
     op, name, ours, theirs = v.numbers[0]
+    if isinstance(ours, (int, float)) and ours == -theirs and not isinstance(ours, bool):
+        return Named(
+            "T8" if v.kind == "latent" else "N5", f"{op.name} runs with the opposite sign, {name} {theirs}{at(op)}"
+        )
     pairs = list(dict.fromkeys((number(b), number(a)) for _, _, a, b in v.numbers))
     said_ = ", ".join(f"{b} instead of {a}" for b, a in pairs[:3])
     if op.name == "add" and name == "alpha" and isinstance(ours, (int, float)) and ours == -theirs:
@@ -376,7 +434,7 @@ def _same(v: View) -> Named | None:
             return Named("C5", f"the parts are joined in another order{at(v.own[-1])}")
         return Named("N5", f"{listed(v.own_names)} run on other operands than in the reference{at(v.own[-1])}", False)
     return Named(
-        "N3",
+        "N3" if set(v.own_names) & (ROOTS | NORMS) else "N5",
         f"the port runs {listed(v.own_names)} in another order than the reference's {listed(v.ref_names)}{at(v.own[-1])}",
         False,
     )
@@ -389,6 +447,6 @@ def _replaced(v: View) -> Named | None:
 
 
 ROWS: tuple[Callable[[View], Named | None], ...] = (
-    _exchange, _order, _dropped, _variance, _eps, _left_eps, _masks, _scale, _angle, _axes, _norm_kind, _activation, _padding, _resize,
+    _kept, _repeated, _computed, _exchange, _order, _dropped, _variance, _eps, _left_eps, _masks, _scale, _angle, _axes, _norm_kind, _activation, _padding, _resize,
     _bounds, _rounding, _sign, _operand, _only, _constant, _same, _replaced,
 )  # fmt: skip

@@ -15,7 +15,6 @@ from parity.diagnose.roles import (
     surroundings,
 )
 from parity.diagnose.schedules import ROUNDINGS, FlowTable, flow_table
-from parity.diagnose.solvers import parametrisation, solver_rounding, solver_step, surviving_history
 from parity.diagnose.time_embeddings import embedding_halves, time_embedding
 
 SMALL_TABLE = 4096
@@ -285,8 +284,4 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("neighbouring step", "T5", neighbour_step, 0.7),
     Hypothesis("time embedding", "T2", time_embedding, 0.75),
     Hypothesis("embedding halves", "T2", embedding_halves, 0.85),
-    Hypothesis("solver step", "T4", solver_step, 0.6),
-    Hypothesis("surviving history", "T7", surviving_history, 0.6),
-    Hypothesis("solver rounding", "T9", solver_rounding, 0.6),
-    Hypothesis("parametrisation", "T8", parametrisation, 0.5),
 )

@@ -84,6 +84,7 @@ class Named:
     class_id: str
     text: str
     sure: bool = True
+    exact: bool = False  # whether a fact about the two values says it
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,13 @@ def alike(a: Any, b: Any) -> bool:
     return bool(abs(a - b) <= 1e-12 * max(abs(a), abs(b))) if numbers else a == b
 
 
-def goes_into(graph: Graph, edit: Edit) -> set[str]:
-    """Return the operations that an edited value reaches through moves, sums, factors and masks."""
-    through = MOVES | {"tanh", "add", "sub", "mul", "div", "masked_fill", "where", "neg", "mean", "pow", "cat", "stack"}
+def goes_into(graph: Graph, edit: Edit, more: frozenset[str] = frozenset()) -> set[str]:
+    """Return the operations that an edited value reaches through moves, sums, factors, masks and `more`."""
+    through = (
+        MOVES
+        | more
+        | {"tanh", "add", "sub", "mul", "div", "masked_fill", "where", "neg", "mean", "pow", "cat", "stack"}
+    )
     start = list(edit.at[1:]) if edit.kind in ("replaced", "exchanged") else []
     found: set[str] = {edit.user.name} if edit.user is not None else set()
     todo = start or (list(graph.results(edit.at[0])) if edit.user is not None and edit.user.name in through else [])
@@ -204,7 +209,7 @@ def numbers_of(edit: Edit) -> list[tuple[Op, Any, Any]]:
 
 def said(edit: Edit) -> str:
     """Return an edit in words when no row has better ones."""
-    ref, own = [op.name for op in told_ops(edit.reference)], [op.name for op in told_ops(edit.port)]
+    ref, own = ([op.name for op in told_ops(r) or r.ops] for r in (edit.reference, edit.port))
     ops = told_ops(edit.port) or told_ops(edit.reference) or ((edit.user,) if edit.user else ())
     where = at(ops[-1]) if ops else ""
     return f"the port runs {listed(own)} where the reference runs {listed(ref)}{where}"

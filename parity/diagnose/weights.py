@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import layout, lora, precision, quantisation
+from . import layout, precision, quantisation
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import comparable, number, sample_index
-from .modulation import HYPOTHESES as MODULATION
 
 MAX_PARAMETERS = 8
 MAX_NUMEL = 40_000_000
@@ -37,7 +36,7 @@ def missing(ev: Evidence) -> Iterator[Explanation]:
                 text = f"P is the quantised payload {name} itself: its scale was never applied"
                 yield Explanation(text, residual, 0.98, {"equals": name}, "W1")
                 return
-            if residual < 1e-6 and not lora.low_rank(ev.d):
+            if residual < 1e-6:
                 yield Explanation(
                     f"P is the {side}'s {name}, not its own tensor: tied or mapped wrongly",
                     residual,
@@ -99,56 +98,10 @@ def damaged(ev: Evidence) -> Iterator[Explanation]:
     yield Explanation(text, 0.0, 0.8, {"count": len(flat), "first": int(flat[0]), "last": int(flat[-1])})
 
 
-def other_rows(ev: Evidence) -> Iterator[Explanation]:
-    """A block of rows is equal, the others are unrelated with the same statistics: rows cut from a fused tensor at
-    another place (W3)."""
-    if ev.kind != "weight" or not comparable(ev, 128) or ev.r.ndim < 2:
-        return
-    r, p = ev.r.reshape(ev.r.shape[0], -1), ev.p.reshape(ev.p.shape[0], -1)
-    wrong = (r != p).any(dim=1)
-    n, count = int(wrong.sum()), len(wrong)
-    equal = torch.nonzero(~wrong).reshape(-1).tolist()
-    if not 0.2 * count <= n <= 0.9 * count or equal != list(range(equal[0], equal[0] + len(equal))):
-        return
-    a, b = r[wrong], p[wrong]
-    cosine = float((a * b).sum() / (torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b) + 1e-300))
-    spread = float(b.std() / a.std().clamp_min(1e-300))
-    if abs(cosine) < 0.1 + 4 / a.numel() ** 0.5 and 0.7 < spread < 1.4:
-        text = (
-            f"rows {equal[0]}..{equal[-1]} of {count} are equal, the others are other rows of the "
-            "same kind: a fused tensor was cut at another place"
-        )
-        yield Explanation(text, 0.1, 0.72, {"equal": [equal[0], equal[-1]], "rows": count})
-
-
-def garbage_buffer(ev: Evidence) -> Iterator[Explanation]:
-    """P holds values no one would store: non-finite, or denormal, or 1e20 times R (W10: memory that was never
-    initialised).
-    """
-    if (
-        ev.kind not in {"weight", "rope"}
-        or not ev.same_shape
-        or ev.port.numel() == 0
-        or not ev.port.is_floating_point()
-    ):
-        return
-    if not bool(torch.isfinite(ev.r).all()) or not bool(ev.r.any()):
-        return
-    typical = float(ev.r.abs().max())
-    p = ev.p[torch.isfinite(ev.p)].abs()
-    strange = int((~torch.isfinite(ev.p)).sum() + ((p > 1e15 * max(1.0, typical)) | ((p > 0) & (p < 1e-35))).sum())
-    if strange:
-        text = f"P holds {strange} values that are not finite, denormal or enormous: memory that was never initialised"
-        yield Explanation(text, 0.0, 0.85, {"count": strange})
-
-
 # What is asked about one differing parameter. Each works on two tensors, kind "weight".
 ONE_WEIGHT: tuple[Hypothesis, ...] = (
     Hypothesis("missing_weight", "W2", missing, 0.9),
     Hypothesis("damaged_weight", "W13", damaged, 0.5),
-    Hypothesis("garbage_buffer", "W10", garbage_buffer, 0.6),
-    Hypothesis("other_rows", "W3", other_rows, 0.4),
-    *lora.HYPOTHESES,
 )
 ALL_TESTS: tuple[Hypothesis, ...] = (*ONE_WEIGHT, *layout.HYPOTHESES, *precision.HYPOTHESES, *quantisation.HYPOTHESES)
 
@@ -276,5 +229,4 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("parameter_differs", "W13", in_parameters, 0.9),
     Hypothesis("parameter_absent", "W2", absent, 0.4),
     Hypothesis("setting_differs", "W12", settings_differ, 0.5),
-    *MODULATION,
 )

@@ -33,6 +33,10 @@ class Window:
     port: Trace | None = None
     common: frozenset[str] = frozenset()  # functions that the reference runs too
     calls: tuple[Frame, ...] = ()  # around the port when it made the record, innermost first
+    kept: tuple[tuple[int, int], tuple[int, int]] = (
+        (0, 0),
+        (0, 0),
+    )  # from and up to which steps earlier calls ran, of either side
 
 
 def _look(
@@ -59,6 +63,18 @@ def _look(
             near |= {key: window for key, window in wide.items() if _made_in(window, values, key)}
         found |= near
     return found
+
+
+def reach_back(
+    case: Case, setting: Setting, runs: Runs, key: str, upcast: bool, inject: Inject | None, order: Relabel
+) -> Window | None:
+    """Return the window of a record from the start of the run on: what was kept since then (caches, histories, tables) has its makers in it."""
+    values, port = (runs.precise, runs.isolated or runs.port) if upcast else (runs.reference, runs.port)
+    if values is None or key in runs.pieces:
+        return None
+    graft = grafting(values), grafting(values, order, runs.pieces)
+    window = _windows(case, setting, values, port, [key], inject, graft, upcast, whole=True).get(key)
+    return window if window is not None and _made_in(window, values, key) else None
 
 
 def _made_in(window: Window, values: Trace, key: str) -> bool:
@@ -96,15 +112,16 @@ def _windows(
     graft: tuple[Override, Override],
     upcast: bool,
     wide: bool = False,
+    whole: bool = False,
 ) -> dict[str, Window]:
     """Log the operations before each of `keys`, both sides continuing from `values` after every record.
 
-    wide: from the start of the module call that made the record, not from the last agreeing record before it.
+    wide: from the start of the module call that made the record, not from the last agreeing record before it. whole: from the start of the run.
     """
     found: dict[str, tuple[OpLog, SideRun]] = {}
     closing = frozenset(keys)
     for which, change, override in (("reference", None, graft[0]), ("port", inject, graft[1])):
-        log = OpLog({key: _before(key, values, port_trace, which, wide) for key in keys})
+        log = OpLog({key: None if whole else _before(key, values, port_trace, which, wide) for key in keys})
         try:
             side = run_side(
                 case,
@@ -132,6 +149,7 @@ def _windows(
             port.trace,
             frozenset(ref_log.functions),
             port_log.calls.get(key, ()),
+            (ref_log.kept.get(key, (0, 0)), port_log.kept.get(key, (0, 0))),
         )
         for key in keys
     }

@@ -10,5 +10,6 @@ transformer is diffusers' (`wan`).
 | `corruption`, `replacement`, `conditioning` | the forward process by level, what the refiner is told |
 | `film`, `denoisers`, `selector`, `rope`, `sla`, `wan`, `lora`, `refiners` | networks |
 | `training`, `sampling`, `keypoints`, `toy_data` | learning, refinement, data |
+| `toy_training`, `storyboard` | a short run on toy data; `python -m ported.interp`: keyframes to a clip |
 | `faults`, `variations` | real bugs as switches; changes that a right port may make |
 """

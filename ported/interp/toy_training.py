@@ -22,7 +22,7 @@ from ported.interp.sampling import Sampling, refine
 from ported.interp.schedules import uniform_indices
 from ported.interp.temporal import interpolate
 from ported.interp.toy_data import moving_shapes
-from ported.interp.training import AdamW, MovingAverage, Objective, trainable, train_step
+from ported.interp.training import AdamW, MovingAverage, Objective, train_step, trainable
 
 # Given keyframes are exact, nothing pulls a refined frame back to the interpolation (spec 10.2, storyboard).
 STORYBOARD = Sampling(conf_anchor=0.95, soft_clamp=False, clamp_policy="all_anchors")
@@ -37,10 +37,10 @@ class Shape:
     keyframes: int = 4
     frames: int = 16
     size: int = 16
-    d_model: int = 96
-    n_layers: int = 3
+    d_model: int = 64
+    n_layers: int = 2
     n_heads: int = 4
-    d_ff: int = 192
+    d_ff: int = 128
     d_cond: int = 8
 
     @property
@@ -53,8 +53,8 @@ class Budget:
     """How long to learn. Clips `first`, `first + 1`, … of the data are used once each."""
 
     steps: int = 400
-    batch: int = 16
-    lr: float = 2e-3
+    batch: int = 10
+    lr: float = 5e-3
     seed: int = 0
     first: int = 100_000
 

@@ -71,7 +71,7 @@ def graph() -> dict[str, tuple[Import, ...]]:
 
 def test_the_walk_sees_the_code(graph):
     seen = {package: {found.importer for found in imports} for package, imports in graph.items()}
-    assert {"parity.cli", "parity.capture.recorder", "parity.diagnose.norms"} <= seen["parity"]
+    assert {"parity.cli", "parity.capture.recorder", "parity.diagnose.congruence"} <= seen["parity"]
     assert all(any(top(f.imported) == "torch" for f in graph[side]) for side in SIDES)
     # The graph tells lazy imports from others, and modules from names.
     assert Import("parity.result", "parity.files", 0, True) in {

@@ -96,56 +96,6 @@ def ids(*values: int) -> Tensor:
     return torch.tensor(values)
 
 
-FRAMES = {
-    "window too short": (ids(2, 3, 4, 5), ids(4, 5), "K6"),
-    "evicted too late": (ids(3, 4, 5), ids(2, 3, 4, 5), "K6"),
-    "dilation ignored": (ids(0, 2, 4, 6), ids(3, 4, 5, 6), "K6"),
-    "not written": (ids(2, 3, 4, 5), ids(2, 3, 4), "K3"),
-    "unwritten visible": (ids(0, 1), ids(-1, 0, 1), "A2"),
-    "slots rolled": (ids(4, 5, 2, 3), ids(2, 3, 4, 5), "K1"),
-    "numbered from one": (ids(0, 1, 2), ids(1, 2, 3), "P2"),
-    "dilation ignored, window full": (ids(0, 2), ids(0, 1, 2), "K6"),
-    "only its own frame": (ids(0, 1), ids(1), "K3"),
-    "hole": (ids(1, 2, 3, 4), ids(1, 2, 4), "K1"),
-}
-
-
-@pytest.mark.parametrize("case", FRAMES)
-def test_kept_frames(case: str) -> None:
-    r, p, class_id = FRAMES[case]
-    assert top(cache(r, p))[0] == class_id
-
-
-def series(values: Mapping[tuple[int, int], Tensor]) -> object:
-    def at(site: str, coords: Mapping[str, int]) -> Tensor | None:
-        return values.get((coords.get("frame", 0), coords.get("step", 0)))
-
-    return at
-
-
-def test_index_that_does_not_advance() -> None:
-    ref = series({(f, s): ids(f) for f in range(4) for s in range(3)})
-    frozen = Evidence(reference=ids(1), port=ids(0), kind="schedule", coords={"frame": 1, "step": 0}, ref_at=ref)  # type: ignore[arg-type]
-    class_id, found = top(frozen)
-    assert class_id == "P2"
-    assert "does not advance" in found.text
-    started = Evidence(reference=ids(0), port=ids(1), kind="schedule", coords={"frame": 0, "step": 0}, ref_at=ref)  # type: ignore[arg-type]
-    class_id, found = top(started)
-    assert class_id == "P2"
-    assert "starts at 1" in found.text
-    early = Evidence(
-        reference=ids(0),
-        port=ids(1),
-        kind="schedule",
-        coords={"frame": 0, "step": 2},
-        ref_at=ref,
-        port_at=ref,  # type: ignore[arg-type]
-    )
-    class_id, found = top(early)
-    assert class_id == "P2"
-    assert "too early" in found.text
-
-
 @pytest.mark.parametrize(
     ("axis", "kind", "class_id"),
     [
@@ -179,21 +129,6 @@ def test_slots_written_twice() -> None:
     empty = with_zeros(KV, [0, 1, 2, 3, 4])
     doubled = KV[:, :, [5, 5, 6, 6, 7, 7, 8, 8, 9, 9]]
     assert top(cache(empty, doubled))[0] == "K1"
-
-
-def test_noise_level_of_the_context() -> None:
-    x, n = normal(2, 60), normal(2, 60, seed=1)
-    class_id, found = top(Evidence(reference=x, port=0.8 * x + 0.2 * n, kind="latent", inputs={"n": n}))
-    assert class_id == "K2"
-    assert math.isclose(found.parameters["sigma"], 0.2, rel_tol=1e-3)
-    ev = Evidence(reference=torch.zeros(1), port=torch.full((1,), 0.32), kind="schedule")
-    assert top(ev)[0] == "K2"
-
-
-def test_shared_buffer() -> None:
-    frames = normal(4, 3, 5, 6)
-    assert top(Evidence(reference=frames, port=frames[-1:].expand(4, 3, 5, 6), kind="frame"))[0] == "K8"
-    assert not explain(Evidence(reference=frames, port=frames[:1].expand(4, 3, 5, 6), kind="frame"))
 
 
 def test_near_misses_are_silent() -> None:

@@ -33,8 +33,13 @@ def test_a_fit_says_what_was_true() -> None:
 
 
 def test_the_fitted_points_rise() -> None:
-    assert list(POINTS) == sorted(POINTS)
-    assert [y for _, y in POINTS] == sorted(y for _, y in POINTS)
+    for points in POINTS.values():
+        assert list(points) == sorted(points)
+        assert [y for _, y in points] == sorted(y for _, y in points)
+
+
+def test_a_hint_is_never_sure() -> None:
+    assert max(y for _, y in POINTS["hint"]) < 0.8
 
 
 def test_reliability_counts_right_causes() -> None:

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recognise import explain, named, normal, top
 from torch import Tensor
-from torch.nn import functional
 
 from parity.capture.operations import Op
 from parity.diagnose.conditioning import HYPOTHESES
@@ -78,84 +77,6 @@ def test_another_hidden_state() -> None:
     assert "other_record" not in named(near, HYPOTHESES)
 
 
-@pytest.mark.parametrize("side", ["port", "reference"])
-def test_the_final_norm(side: str) -> None:
-    raw = 3 * normal(2, 40, 16, seed=8) + 1
-    normed = functional.layer_norm(raw, (16,)) * (1 + 0.2 * normal(16, seed=9)) + 0.1 * normal(16, seed=10)
-    ev = Evidence(raw, normed) if side == "port" else Evidence(normed, raw)
-    name, class_id, explanation = top(ev, HYPOTHESES)
-    assert (name, class_id, explanation.parameters["side"]) == ("final_norm", "C2", side)
-
-
-def test_padding_kept_or_cut() -> None:
-    reference = normal(2, 12, 8, seed=11)
-    kept = reference.clone()
-    reference[0, 5:], reference[1, 9:] = 0, 0
-    name, class_id, explanation = top(Evidence(reference, kept), HYPOTHESES)
-    assert (name, class_id) == ("padded_rows", "C3")
-    assert explanation.parameters["lengths"] == [5, 9]
-    _, class_id, explanation = top(Evidence(kept, reference), HYPOTHESES)
-    assert (class_id, explanation.parameters["side"]) == ("C3", "port zeroes")
-    middle = kept.clone()
-    middle[:, 3:5] = 0
-    assert "padded_rows" not in named(Evidence(kept, middle), HYPOTHESES)
-
-
-def test_padding_on_the_other_side() -> None:
-    reference = normal(2, 12, 8, seed=12)
-    port = torch.stack([reference[0].roll(7, 0), reference[1].roll(3, 0)])
-    name, _, explanation = top(Evidence(reference, port), HYPOTHESES)
-    assert (name, explanation.parameters["shifts"]) == ("padded_rows", [7, 3])
-
-
-def test_inverted_mask() -> None:
-    mask = (normal(1, 4, 5, 6, 8, seed=13) > 0.3).double()
-    assert top(Evidence(mask, 1 - mask, kind="input"), HYPOTHESES)[:2] == ("inverted_mask", "C5")
-    assert top(Evidence(mask.bool(), ~mask.bool(), kind="mask"), HYPOTHESES)[:2] == ("inverted_mask", "A2")
-    partly = 1 - mask
-    partly[:, 0] = mask[:, 0]
-    assert "inverted_mask" not in named(Evidence(mask, partly, kind="input"), HYPOTHESES)
-
-
-def test_another_fill_of_the_last_frame() -> None:
-    reference = normal(1, 20, 5, 6, 8, seed=14)
-    reference[:, :4, -1] = 0
-    port = reference.clone()
-    port[:, :4, -1] = 1
-    name, class_id, explanation = top(Evidence(reference, port, kind="input"), HYPOTHESES)
-    assert (name, class_id) == ("slice_filled", "C5")
-    assert "frames 4" in explanation.text
-    assert "channels 0..3" in explanation.text
-
-
-@pytest.mark.parametrize(
-    ("mine", "theirs"),
-    [
-        ({"mode": "bilinear", "antialias": True}, {"mode": "bilinear"}),
-        ({"mode": "bicubic"}, {"mode": "bilinear"}),
-        ({"mode": "bilinear", "align_corners": True}, {"mode": "bilinear"}),
-        ({"mode": "area"}, {"mode": "nearest"}),
-    ],
-)
-def test_resize_filters(mine: dict, theirs: dict) -> None:
-    picture = normal(2, 3, 40, 56, seed=15)
-    reference, port = (2 * functional.interpolate(picture, (20, 24), **how) - 1 for how in (mine, theirs))
-    name, class_id, explanation = top(Evidence(reference, port, kind="input", inputs={"picture": picture}), HYPOTHESES)
-    assert (name, class_id) == ("resampled", "C6")
-    assert theirs["mode"] in explanation.parameters["port"]
-
-
-def test_a_smoother_picture_without_its_source() -> None:
-    y, x = torch.meshgrid(torch.linspace(0, 6, 48), torch.linspace(0, 9, 64), indexing="ij")
-    picture = ((x + y).sin() > 0).double().reshape(1, 1, 48, 64).expand(1, 3, 48, 64) + 0.05 * normal(
-        1, 3, 48, 64, seed=16
-    )
-    smooth = functional.avg_pool2d(functional.pad(picture, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    assert top(Evidence(picture, 0.7 * picture + 0.3 * smooth, kind="frame"), HYPOTHESES)[1] == "C6"
-    noisy = picture + 0.1 * normal(1, 3, 48, 64, seed=17)
-    assert "resampled" not in named(Evidence(picture, noisy, kind="frame"), HYPOTHESES)
-
-
 def test_a_sampled_posterior() -> None:
     mean, log_variance = normal(1, 8, 4, 6, 8, seed=18), -2 + 0.5 * normal(1, 8, 4, 6, 8, seed=19)
     moments = torch.cat([mean, log_variance], 1)
@@ -172,44 +93,6 @@ def test_a_sampled_posterior() -> None:
 
 
 BIAS, GATE = normal(16, seed=30), 0.5 + normal(16, seed=31).abs()
-
-
-@pytest.mark.parametrize(
-    ("reference", "port", "name", "class_id"),
-    [
-        (X + Y, X, "term", "N5"),
-        (X + Y, X + 2 * Y, "term", "N6"),
-        (X + Y, X + 0.25 * Y, "term", "N5"),
-        (X + GATE * Y, X + Y, "gated_term", "N5"),
-        (X + GATE * Y, X, "gated_term", "N5"),
-        (X + Y + BIAS, X + Y, "bias_vector", "N5"),
-        (functional.silu(X), X, "step_applied", "N5"),
-        (functional.silu(X), functional.silu(functional.silu(X)), "step_applied", "N6"),
-        (functional.layer_norm(3 * X + 1, (16,), eps=1e-6), 3 * X + 1, "step_applied", "N5"),
-    ],
-)
-def test_terms_and_steps(reference: Tensor, port: Tensor, name: str, class_id: str) -> None:
-    ev = Evidence(reference, port, inputs={"y": Y, "gate": GATE}, parameters={"bias": (BIAS, BIAS)})
-    assert top(ev, HYPOTHESES)[:2] == (name, class_id)
-
-
-def test_a_step_that_does_nothing() -> None:
-    ev = Evidence(X + functional.silu(Y), X, inputs={"x": X, "y": Y})
-    assert top(ev, HYPOTHESES)[:2] == ("input_unchanged", "N5")
-
-
-def test_terms_found_among_the_operations() -> None:
-    inner = functional.gelu(Y)
-    ops = (Op("gelu", (Y,), (inner,)), Op("add", (X, inner), (X + inner,)))
-    found = top(Evidence(X + inner, X + 2 * inner, ref_ops=ops), HYPOTHESES)
-    assert found[:2] == ("term", "N6")
-
-
-def test_a_gate_that_was_not_captured() -> None:
-    ev = Evidence(X + GATE * Y, X + Y, inputs={"y": Y})
-    name, class_id, explanation = top(ev, HYPOTHESES)
-    assert (name, class_id) == ("channel_gate", "N5")
-    assert explanation.confidence < 0.9
 
 
 def test_a_term_with_noise_is_not_a_term() -> None:
@@ -249,17 +132,6 @@ def test_degenerate_tensors_never_raise(value: Tensor) -> None:
         for kind in ("activation", "input", "mask"):
             inputs = {"x": value, "y": other, "z": torch.zeros(0)}
             explain(Evidence(value, other, kind=kind, inputs=inputs, parameters={"p": (value, None)}), HYPOTHESES)
-
-
-def test_token_ids() -> None:
-    ids = torch.tensor([[5, 9, 17, 3, 8, 1, 0, 0, 0, 0], [5, 9, 11, 12, 13, 14, 15, 1, 0, 0]])
-    left = torch.stack([ids[0].roll(4), ids[1].roll(2)])
-    name, class_id, explanation = top(Evidence(ids, left, kind="input"), HYPOTHESES)
-    assert (name, class_id, explanation.parameters["how"]) == ("token_ids", "C3", "padded on the other side")
-    untemplated = torch.stack([torch.cat([row[2:], torch.zeros(2, dtype=torch.int64)]) for row in ids])
-    assert "2 tokens are left out at 0" in top(Evidence(ids, untemplated, kind="input"), HYPOTHESES)[2].text
-    positions = torch.arange(10).expand(2, 10)
-    assert "token_ids" not in named(Evidence(positions, positions + 1, kind="input"), HYPOTHESES)
 
 
 def test_a_sample_drawn_where_the_mode_is_taken() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from parity.capture.operations import Op, OpLog, WindowsClosed
-from parity.diagnose.edits import GENERAL, causes_of, find_edits
+from parity.diagnose.edits import CONFIDENCE, GENERAL, causes_of, find_edits
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.graph import build
 from parity.result import Cause
@@ -65,7 +65,7 @@ def named(reference: Side, port: Side, kind: str = "activation") -> tuple[str, s
     assert found is not None, "nothing explains it"
     assert found.proof == "replayed"
     assert found.residual < 1e-6
-    assert found.confidence == (0.7 if found.class_id in GENERAL else 0.9)
+    assert found.confidence == CONFIDENCE["general" if found.class_id in GENERAL else "sure"]
     return found.class_id, found.text
 
 

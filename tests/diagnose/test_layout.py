@@ -117,21 +117,11 @@ def test_a_rearrangement_with_one_foreign_value_in_twenty_is_not_one() -> None:
     assert "rearranged" not in named(Evidence(TOKENS, port), HYPOTHESES)
 
 
-def test_colours_reversed_after_the_mean() -> None:
-    port = FILM.flip(1) + torch.tensor([0.1, -0.2, 0.3]).reshape(1, 3, 1, 1, 1)
-    name, class_id, explanation = top(Evidence(FILM, port, kind="frame"), HYPOTHESES)
-    assert (name, class_id) == ("colour_and_mean", "C7")
-    assert explanation.parameters["shift"] == pytest.approx([0.1, -0.2, 0.3], abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("port", "kind", "name", "class_id", "parameter"),
     [
         (-LATENT, "activation", "negated", "T8", {"factor": -1.0}),
-        (LATENT * 0, "activation", "zeros", "N5", {}),
-        (LATENT * 0, "frame", "zeros", "V10", {}),
         (LATENT * 0, "weight", "zeros", "W2", {}),
-        (torch.full_like(LATENT, 0.5), "frame", "constant", "V10", {"value": 0.5}),
         (2 * LATENT - 1, "frame", "affine", "C8", {"factor": 2.0, "offset": -1.0}),
         (0.5 * LATENT + 0.5, "frame", "affine", "C8", {"factor": 0.5, "offset": 0.5}),
         (255 * LATENT, "frame", "factor", "C8", {"factor": 255.0}),
@@ -181,28 +171,6 @@ def test_an_unknown_channel_map_keeps_a_lower_confidence() -> None:
     name, class_id, explanation = top(Evidence(LATENT, port, kind="latent"), HYPOTHESES)
     assert (name, class_id) == ("per_index", "C10")
     assert explanation.confidence < 0.85
-
-
-def test_negated_slices_name_the_axis() -> None:
-    port = TOKENS.clone()
-    port[..., 8:] *= -1
-    name, _, explanation = top(Evidence(TOKENS, port), HYPOTHESES)
-    assert name == "negated_slices"
-    assert explanation.parameters["axis"] == 3
-    assert explanation.parameters["indices"] == list(range(8, 16))
-
-
-def test_zeroed_and_repeated_slices() -> None:
-    tail = LATENT.clone()
-    tail[:, :, 3:] = 0
-    name, class_id, explanation = top(Evidence(LATENT, tail, kind="latent"), HYPOTHESES)
-    assert (name, class_id) == ("slices_zeroed", "V7")
-    assert explanation.parameters["indices"] == [3, 4]
-    frozen = LATENT.clone()
-    frozen[:, :, 4] = frozen[:, :, 3]
-    name, class_id, explanation = top(Evidence(LATENT, frozen, kind="latent"), HYPOTHESES)
-    assert (name, class_id) == ("slices_repeated", "V8")
-    assert explanation.parameters["source"] == [3]
 
 
 @pytest.mark.parametrize(

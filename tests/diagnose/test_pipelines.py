@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,23 +11,16 @@ from recognise import named, normal, top
 from torch import Tensor
 from torch.nn import functional
 
-from parity.capture.operations import Op
-from parity.diagnose.attention import HYPOTHESES as ATTENTION
-from parity.diagnose.attention_arguments import attention_arguments
 from parity.diagnose.caches import HYPOTHESES as CACHES
 from parity.diagnose.conditioning import HYPOTHESES as CONDITIONING
-from parity.diagnose.evidence import Evidence, Hypothesis
+from parity.diagnose.evidence import Evidence
 from parity.diagnose.layout import HYPOTHESES as LAYOUT
 from parity.diagnose.masks import describe
 from parity.diagnose.positions import HYPOTHESES as POSITIONS
 from parity.diagnose.precision import HYPOTHESES as PRECISION
 from parity.diagnose.randomness import HYPOTHESES as RANDOMNESS
-from parity.diagnose.ranges import HYPOTHESES as RANGES
 from parity.diagnose.time import HYPOTHESES as TIME
 from parity.diagnose.weights import HYPOTHESES as WEIGHTS
-
-ARGUMENTS = (Hypothesis("attention arguments", "A5", attention_arguments, 0.85),)
-Place = tuple[str, Mapping[str, int]]
 
 
 def lookup(records: Mapping[str, Tensor]):
@@ -50,110 +42,6 @@ def video(*given: int, frames: int = 9) -> Tensor:
     for order, place in enumerate(given):
         made[:, :, place] = normal(1, 3, 8, 12, seed=order)
     return made
-
-
-def test_given_frames_missing_or_moved() -> None:
-    for port, said in ((torch.zeros_like(video(0, 8)), "missing"), (video(0, 7), "stand at [0, 7]")):
-        name, class_id, found = top(Evidence(video(0, 8), port, kind="activation"), CONDITIONING + LAYOUT)
-        assert (name, class_id) == ("given_frames", "C5")
-        assert said in found.text
-    other = video(0, 8)
-    other[:, :, 8] += 0.1  # the frame is there, its picture is another one
-    full = normal(1, 3, 9, 8, 12)  # no fill at all
-    for reference, port in ((video(0, 8), other), (full, full.roll(1, 2))):
-        assert "given_frames" not in named(Evidence(reference, port, kind="activation"), CONDITIONING)
-
-
-def test_a_mask_inverted_beside_latents() -> None:
-    mask = (normal(4, 3, 4, 6) > 0.3).double()
-    latents = normal(16, 3, 4, 6, seed=1)
-    reference = torch.cat([mask, latents])
-    assert top(Evidence(reference, torch.cat([1 - mask, latents]), kind="input"), CONDITIONING)[:2] == (
-        "inverted_mask",
-        "C5",
-    )
-    assert "inverted_mask" not in named(
-        Evidence(reference, torch.cat([1 - mask, 1 - latents]), kind="input"), CONDITIONING
-    )
-
-
-def test_a_condition_in_place_of_noise() -> None:
-    condition = normal(20, 3, 4, 6)
-    reference = normal(16, 3, 4, 6, seed=1)
-    ev = Evidence(reference, condition[4:].clone(), site="noise", kind="latent", inputs={"y": condition})
-    name, class_id, found = top(ev, CONDITIONING)
-    assert (name, class_id, found.parameters["start"]) == ("part_of_other", "C5", 4)
-    almost = replace(ev, port=condition[4:] + 0.01 * normal(16, 3, 4, 6, seed=2))
-    assert "part_of_other" not in named(almost, CONDITIONING)
-    slices = replace(ev, reference=condition[:16].clone())  # R is a part of it too
-    assert "part_of_other" not in named(slices, CONDITIONING)
-
-
-def test_the_state_of_another_layer() -> None:
-    records = {f"layers.{i}": normal(2, 6, 8, seed=i) for i in range(3)}
-    ev = Evidence(
-        records["layers.1"],
-        records["layers.2"],
-        site="features",
-        sites=("layers.0", "layers.1", "features"),  # the reference never runs the last layer
-        port_sites=("layers.0", "layers.1", "layers.2", "features"),
-        ref_at=lookup({k: records[k] for k in ("layers.0", "layers.1")}),
-        port_at=lookup(records),
-    )
-    name, class_id, found = top(ev, CONDITIONING)
-    assert (name, class_id, found.parameters["port"]) == ("other_origin", "C2", "layers.2")
-    unknown = replace(ev, port=normal(2, 6, 8, seed=9))
-    assert "other_origin" not in named(unknown, CONDITIONING)
-    null = normal(2, 6, 8, seed=7)  # a vector of its own stands for the condition: no layer
-    stranger = replace(ev, port=null, port_sites=("layers.0", "null"), port_at=lookup({**records, "null": null}))
-    assert "other_origin" not in named(stranger, CONDITIONING)
-
-
-def test_channels_of_a_fused_tensor_cut_in_another_order() -> None:
-    q, k, v = (normal(2, 9, 12, seed=i) for i in range(3))
-    fused = torch.cat([q, k, v], -1).unflatten(-1, (3, 3, 4)).transpose(2, 3).flatten(2)  # read per head
-    ev = Evidence(q, fused[..., :12].clone(), site="q", sites=("q", "k", "v"), ref_at=lookup({"q": q, "k": k, "v": v}))
-    assert top(ev, CONDITIONING)[:2] == ("mixed_channels", "W3")
-    assert "mixed_channels" not in named(replace(ev, port=q[..., torch.arange(12).roll(3)]), CONDITIONING)
-    assert "mixed_channels" not in named(replace(ev, port=0.5 * (q + k)), CONDITIONING)
-    turned = replace(ev, port=torch.cat([q[..., :6], k[..., 6:]], -1))  # every channel in its place
-    assert "mixed_channels" not in named(turned, CONDITIONING)
-    picture = replace(ev, reference=q.reshape(1, 2, 1, 9, 12), port=fused[..., :12].reshape(1, 2, 1, 9, 12))
-    assert "mixed_channels" not in named(picture, CONDITIONING)  # columns are no channels
-    assert "mixed_channels" not in named(replace(ev, kind="frame"), CONDITIONING)
-    echo = replace(ev, port=q[..., torch.arange(12).roll(3)], ref_at=lookup({"q": q, "k": q.flip(0)}))
-    assert "mixed_channels" not in named(echo, CONDITIONING)
-
-
-def test_a_posterior_beside_a_mask() -> None:
-    moments = normal(1, 32, 3, 4, 6)
-    mean, log_variance = moments[0].chunk(2)
-    mask = torch.ones(4, 3, 4, 6, dtype=torch.float64)
-    reference = torch.cat([mask, 2 * mean])
-    port = torch.cat([mask, 2 * (mean + (0.5 * log_variance).exp() * normal(16, 3, 4, 6, seed=3))])
-    ev = Evidence(
-        reference, port, site="y", kind="input", sites=("moments", "y"), ref_at=lookup({"moments@video=0": moments})
-    )
-    assert top(ev, CONDITIONING)[:2] == ("sampled_posterior", "C9")
-    plain = torch.cat([mask, 2 * mean + normal(16, 3, 4, 6, seed=3)])  # noise of one size
-    assert "sampled_posterior" not in named(replace(ev, port=plain), CONDITIONING)
-
-
-def framed_pictures() -> tuple[Tensor, Tensor, Tensor]:
-    """One picture [1, 3, 40, 60] squashed to a square, cropped to it, and resized with antialiasing."""
-    picture = functional.avg_pool2d(normal(1, 3, 41, 61, dtype=torch.float64), 2, 1)
-    squashed = functional.interpolate(picture, (48, 48), mode="bilinear")
-    cropped = functional.interpolate(picture, (48, 72), mode="bilinear")[..., 12:60]
-    return squashed, cropped, functional.interpolate(picture, (48, 48), mode="bilinear", antialias=True)
-
-
-def test_another_crop_of_a_picture() -> None:
-    squashed, cropped, smooth = framed_pictures()
-    name, class_id, found = top(Evidence(squashed, cropped, kind="input"), CONDITIONING)
-    assert (name, class_id) == ("framed", "C6")
-    assert found.parameters["columns"] == pytest.approx((2 / 3, 1 / 6), abs=0.04)
-    for port in (smooth + 0.2, normal(1, 3, 48, 48, seed=5), squashed.flip(-1)):
-        assert "framed" not in named(Evidence(squashed, port, kind="input"), CONDITIONING)
 
 
 # -- what an axis is --------------------------------------------------------------------------------------------------
@@ -245,23 +133,6 @@ def test_whose_condition_is_given() -> None:
     assert top(inside, CACHES)[1] == "K5"
 
 
-def test_a_branch_is_no_chance() -> None:
-    """The condition is another one at every call of one branch: that is an order."""
-    own = [normal(1, 12, 8, seed=i) for i in range(6)]
-    ported = [own[0]] * 6
-    for axis, expected in (("branch", False), ("draw", True)):
-        coords = [{"step": i // 2, axis: i % 2 if axis == "branch" else i} for i in range(6)]
-        wrong = (1, 3, 5) if axis == "branch" else (1, 2, 4)
-        keys = ["text@" + ",".join(f"{a}={n}" for a, n in c.items()) for c in coords]
-        port = {k: ported[i] if i in wrong else own[i] for i, k in enumerate(keys)}
-        ev = Evidence(
-            own[1], ported[1], site="text", coords=coords[1], kind="input",
-            ref_at=lookup(dict(zip(keys, own, strict=True))), port_at=lookup(port),
-            table=[("text", c, 1.0 if i in wrong else 0.0, 1e-6) for i, c in enumerate(coords)],
-        )  # fmt: skip
-        assert ("constant condition" in named(ev, RANGES)) is expected
-
-
 def test_a_rounded_step_is_no_rounded_noise() -> None:
     noise = normal(2, 4, 6, 8)
     fresh = Evidence(noise, noise.bfloat16().double(), kind="latent")
@@ -315,18 +186,6 @@ def test_whole_timesteps() -> None:
     assert "whole timesteps" not in named(replace(ev, port=one_off), TIME)
 
 
-def test_history_of_an_earlier_request() -> None:
-    reference = normal(2, 4, 3, 5, 7)
-    place = {"request": 1, "step": 1}
-    right = [("x", {"request": 0, "step": i}, 1e-8, 1e-6) for i in range(3)]
-    ev = Evidence(
-        reference, 1.1 * reference, site="x", coords=place, kind="latent", table=[*right, ("x", place, 0.1, 1e-6)]
-    )
-    assert "surviving history" in named(ev, TIME)
-    wrong = [(site, coords, 0.1, floor) for site, coords, _, floor in right]
-    assert "surviving history" not in named(replace(ev, table=[*wrong, ("x", place, 0.1, 1e-6)]), TIME)
-
-
 # -- positions and attention ------------------------------------------------------------------------------------------
 
 
@@ -364,49 +223,3 @@ def test_shards_that_were_not_exchanged() -> None:
     for other in (overlapping, parts.flip(-1), everything.tril()):
         found = describe(everything, other)
         assert found is None or found.class_id != "D3"
-
-
-def call(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Op:
-    out = functional.scaled_dot_product_attention(q, k, v, scale=scale)
-    return Op("scaled_dot_product_attention", (q, k, v), (out,), {"scale": scale, "is_causal": False})
-
-
-@pytest.mark.parametrize(
-    ("change", "class_id"),
-    [
-        (lambda q, k, v: call(q[..., :8], k[..., :8], v, 0.25), "A9"),  # part of the head dimension
-        (lambda q, k, v: call(q, k[:, :, :-1], v[:, :, :-1], 0.25), "A2"),  # no cache: the rest is dropped
-        (lambda q, k, v: call(q.flip(-1)[..., :8], k[..., :8], v, 0.25), ""),  # other entries
-    ],
-)
-def test_arguments_of_a_cut_call(change, class_id: str) -> None:
-    q, k, v = (normal(1, 2, 10, 16, seed=i) for i in range(3))
-    ours, theirs = call(q, k, v, 0.25), change(q, k, v)
-    ev = Evidence(ours.outputs[0], theirs.outputs[0], ref_ops=(ours,), port_ops=(theirs,))
-    found = named(ev, ARGUMENTS)
-    assert found == ({"attention arguments": class_id} if class_id else {})
-
-
-def test_operands_among_many_tensors() -> None:
-    """q, k and v are found among everything that was seen on the way to them."""
-    b, n, h, d = 2, 15, 4, 8
-    q, k = (normal(b, n, h, d, seed=i) for i in (1, 2))
-    v = normal(b, n, h * d, seed=3)
-
-    def attend(scale: float) -> Tensor:
-        parts = (q.transpose(1, 2), k.transpose(1, 2), v.unflatten(-1, (h, d)).transpose(1, 2))
-        return functional.scaled_dot_product_attention(*parts, scale=scale).transpose(1, 2).flatten(2)
-
-    seen = {f"before {i}": normal(b, n, h * d, seed=10 + i) for i in range(10)}
-    inputs = {
-        **seen,
-        "v": v,
-        "q_heads": normal(b, n, h, d, seed=4),
-        "k_heads": normal(b, n, h, d, seed=5),
-        "q": q,
-        "k": k,
-    }
-    ev = Evidence(attend(d**-0.5), attend((h * d) ** -0.5), inputs=inputs)
-    _, class_id, found = top(ev, ATTENTION)
-    assert class_id == "A5"
-    assert found.parameters["ratio"] == pytest.approx(1 / math.sqrt(h), rel=1e-3)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from parity.capture.operations import Op
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
 from parity.diagnose.randomness import HYPOTHESES
 
@@ -56,20 +55,6 @@ def test_mistake_is_named(case: str) -> None:
 
 def test_offset_of_the_stream_is_read_back() -> None:
     assert top(CASES["stream moved"][0])[1].parameters["offset"] == 64
-
-
-def test_random_operations() -> None:
-    x = normal(4, 4)
-    ours = (Op("mul", (x, x), (x,)),)
-    class_id, found = top(
-        Evidence(reference=x, port=2 * x, ref_ops=ours, port_ops=(*ours, Op("native_dropout", (x,), (x, x))))
-    )
-    assert class_id == "N8"
-    assert found.parameters["operations"] == ["native_dropout"]
-    attention = Op("scaled_dot_product_attention", (x, x, x), (x,), {"dropout_p": 0.1})
-    assert top(Evidence(reference=x, port=2 * x, ref_ops=ours, port_ops=(attention,)))[0] == "N8"
-    assert top(Evidence(reference=x, port=2 * x, ref_ops=ours, port_ops=(*ours, Op("randn", (), (x,)))))[0] == "S2"
-    assert not explain(Evidence(reference=x, port=2 * x, ref_ops=ours, port_ops=ours))
 
 
 def test_near_misses_are_silent() -> None:

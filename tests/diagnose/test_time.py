@@ -162,31 +162,6 @@ def latent(r: Tensor, p: Tensor, **more: object) -> Evidence:
 
 
 EULER = X + DT * V
-STEPS = {
-    "sign": (latent(EULER, X - DT * V), "T8"),
-    "x0": (latent(EULER, X + (DT / 0.7) * (X - V)), "T8"),
-    "other step": (latent(EULER, X - 0.31 * V), "T4"),
-    "multistep": (latent(EULER, X + DT * (1.5 * V - 0.5 * OLD), coords={"step": 3}), "T4"),
-    "history survives": (latent(EULER, X + DT * (1.5 * V - 0.5 * OLD), coords={"step": 0}), "T7"),
-    "euler for another solver": (latent(X + DT * V + 0.1 * normal(2, 4, 6, 5, seed=8), EULER), "T4"),
-    "rounded": (latent(EULER, EULER.to(torch.bfloat16).double()), "T9"),
-    "output rounded": (latent(EULER, X + DT * V.to(torch.bfloat16).double()), "T9"),
-    "port keeps more": (latent(EULER.to(torch.bfloat16).double(), EULER), "T9"),
-}
-
-
-@pytest.mark.parametrize("case", STEPS)
-def test_solver_steps(case: str) -> None:
-    ev, class_id = STEPS[case]
-    found = top(ev)
-    assert found[0] == class_id, explain(ev)
-    assert found[1].residual < 0.02
-
-
-def test_multistep_with_another_ratio() -> None:
-    class_id, found = top(latent(X + DT * (1.5 * V - 0.5 * OLD), X + DT * (1.25 * V - 0.25 * OLD)))
-    assert class_id == "T4"
-    assert len(found.parameters["port"]) == 3
 
 
 def test_reference_rounds_its_time() -> None:
@@ -207,11 +182,6 @@ def test_frequency_table_of_the_embedding() -> None:
     assert top(Evidence(reference=rounded, port=embed(f)))[0] == "W10"
     assert top(Evidence(reference=embed(f), port=rounded))[0] == "W10"
     assert top(Evidence(reference=embed(f), port=embed(0 * f)))[0] == "W10"
-
-
-def test_parametrisation() -> None:
-    ev = Evidence(reference=V, port=X - V, kind="output", inputs={"x": X})
-    assert top(ev)[0] == "T8"
 
 
 def test_near_misses_are_silent() -> None:

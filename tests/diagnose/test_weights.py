@@ -44,10 +44,6 @@ CASES = [
     ("rotary rows", W, W.reshape(3, 8, 2, 32).transpose(1, 2).reshape(48, 32), {}, "W4"),
     ("chunks of the modulation", W, W.reshape(6, 8, 32)[[3, 4, 5, 0, 1, 2]].reshape(48, 32), {}, "W3"),
     ("gain plus one", 1 + 0.1 * W[0], 2 + 0.1 * W[0], {}, "W6"),
-    ("adapter twice as strong", W + B @ A, W + 2 * B @ A, {"base": (W, W)}, "W7"),
-    ("adapter strength, factors known", W + B @ A, W + 0.25 * B @ A, {"down": (A, A), "up": (B, B)}, "W7"),
-    ("adapter strength, nothing known", W + B @ A, W + 0.25 * B @ A, {}, "W7"),
-    ("adapter not matched", W + B @ A, W, {"base": (W, W)}, "W8"),
     ("transposed", W[:32], W[:32].T.contiguous(), {}, "W9"),
     ("rounded", W, W.bfloat16().double(), {}, "W11"),
     ("file damaged", W, damaged(W), {}, "W13"),
@@ -93,16 +89,6 @@ def test_one_parameter_of_several_rounded_violates_the_keep_list() -> None:
     assert (class_id, explanation.confidence > 0.9) == ("W11", True)
 
 
-def test_garbage_in_a_buffer() -> None:
-    table = torch.logspace(0, -4, 16, dtype=torch.float64)
-    wrong = table.clone()
-    wrong[3], wrong[7] = 1e33, float("nan")
-    ev = Evidence(table, wrong, kind="weight")
-    assert top(ev, ALL_TESTS)[1] == "W10"
-    rounded = Evidence(table, table.bfloat16().double(), kind="weight")
-    assert top(rounded, ALL_TESTS)[1] == "W10"
-
-
 def test_settings_are_hints() -> None:
     ev = Evidence(X, X + 0.1, settings={"eps": (1e-6, 1e-5), "heads": (4, 4), "scale": (0.125, 0.125 * (1 + 1e-12))})
     found = [
@@ -111,29 +97,6 @@ def test_settings_are_hints() -> None:
         if name == "setting_differs"
     ]
     assert found == [("W12", "eps")]
-
-
-def test_heads_of_other_tensors() -> None:
-    q, k, v = (normal(2, 9, 6, 8, seed=s) for s in (11, 12, 13))
-    fused = torch.cat([q, k, v], 2)  # [q | k | v] read as per-head [q0 k0 v0 q1 …]
-    port = fused.reshape(2, 9, 6, 3, 8)[:, :, :, 0]
-    name, class_id, explanation = top(Evidence(q, port, inputs={"k": k, "v": v}), HYPOTHESES)
-    assert (name, class_id) == ("mixed_slices", "W3")
-    assert explanation.parameters["axis"] == 2
-    almost = port + 0.01 * normal(*port.shape, seed=14)
-    assert "mixed_slices" not in named(Evidence(q, almost, inputs={"k": k, "v": v}), HYPOTHESES)
-    moved = q[:, [0, 3, 1, 2, 4, 5, 6, 8, 7]]  # its own rows, which a copy of it has too
-    assert "mixed_slices" not in named(Evidence(q, moved, inputs={"copy": q.clone()}), HYPOTHESES)
-
-
-def test_scale_and_shift_exchanged() -> None:
-    x = normal(2, 20, 16, seed=15)
-    scale, shift = 0.3 * normal(2, 1, 16, seed=16), 0.5 * normal(2, 1, 16, seed=17)
-    hat = torch.nn.functional.layer_norm(x, (16,), eps=1e-6)
-    ev = Evidence(hat * (1 + scale) + shift, hat * (1 + shift) + scale, inputs={"x": x})
-    assert top(ev, HYPOTHESES)[:2] == ("modulation_order", "W5")
-    other = Evidence(ev.reference, hat * (1 + shift) - scale, inputs={"x": x})
-    assert "modulation_order" not in named(other, HYPOTHESES)
 
 
 def test_adapters_that_one_side_lacks() -> None:
@@ -149,16 +112,6 @@ def test_unrelated_differences_are_not_given_a_class(seed: int, dtype: torch.dty
     port = W + size * normal(48, 32, seed=seed)
     ev = Evidence(W.to(dtype), port.to(dtype), kind="weight", site="w", parameters={"base": (OTHER, OTHER)})
     assert named(ev, ALL_TESTS) == {}
-
-
-@given(st.integers(1, 6), st.floats(-2, 3).filter(lambda c: abs(c - 1) > 0.05 and abs(c) > 0.05), st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
-def test_adapter_strength_is_read_back(rank: int, c: float, seed: int) -> None:
-    delta = 0.3 * normal(48, rank, seed=seed) @ normal(rank, 32, seed=seed + 1)
-    ev = Evidence(W + delta, W + c * delta, kind="weight", parameters={"base": (W, W)})
-    _, class_id, explanation = top(ev, ALL_TESTS)
-    assert class_id == "W7"
-    assert explanation.parameters["strength"] == pytest.approx(c, abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [torch.zeros(0, 3), torch.zeros(4), torch.ones(2, 2), torch.full((8, 8), torch.nan)])

@@ -81,14 +81,14 @@ def test_half_precision_under_its_own_tolerance(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "first", "class_id"),
+    ("fault", "first"),
     [
-        ("qk_norm_per_head", r"blocks.0.self_attn.norm_q", "A7"),
-        ("head_halves_swapped", r"head.head.in.x", "W5"),
+        ("qk_norm_per_head", r"blocks.0.self_attn.norm_q"),
+        ("head_halves_swapped", r"head.head.in.x"),
     ],
 )
-def test_the_verdict_of_a_wrong_port(tmp_path, fault, first, class_id):
+def test_the_verdict_of_a_wrong_port(tmp_path, fault, first):
     reference, port = map(load_trace, captured(tmp_path, fault=fault))
     result = parity.compare(reference, port)
     assert (result.verdict, result.first.site) == ("diverged", first)
-    assert result.causes[0].class_id == class_id
+    assert all(cause.confidence < 0.8 for cause in result.causes)  # no operations are known: no edit, and no sure fact

@@ -22,7 +22,7 @@ from parity.capture.probes import Probe
 from parity.case import Case, Rounded, Setting
 from parity.compare.floors import FIXED, Floors, is_low_precision
 from parity.compare.measure import measure
-from parity.compare.plain import EMPTY, all_empty, judge_plain, lost_results, refuse_unfit
+from parity.compare.plain import EMPTY, all_empty, idle_rules, judge_plain, lost_results, refuse_unfit
 from parity.compare.returned import judge_results, known_rules, lone_results
 from parity.compare.verdict import judge
 from parity.diagnose import diagnose as _diagnose
@@ -168,6 +168,7 @@ def compare(
     port = fit_results(reference, port)
     alignment, ends, said = lone_results(align(reference, port, names, by_value=by_value), reference, port)
     refuse_unfit(alignment, port)
+    said += idle_rules(names, reference, port)
     rows, others = judge_results(
         measure(alignment.pairs, reference, port, Floors(fixed=rtol, absolute=atol)),
         alignment,

@@ -35,7 +35,7 @@ from parity.compare.invariants import TIER, broken, checked
 from parity.compare.measure import measure, own_errors, own_levels
 from parity.compare.noise import excuse_noise
 from parity.compare.onset import judge_onset
-from parity.compare.plain import NOTHING, all_empty, judge_plain, lost_results, refuse_unfit
+from parity.compare.plain import NOTHING, all_empty, idle_rules, judge_plain, lost_results, refuse_unfit
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
 from parity.compare.static import TIER as STATIC
@@ -161,13 +161,14 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
     return Compared(reference, port, pieces, alignment, rows, divergences, lone, order, notes, scaled)
 
 
-def by_plain_rules(seen: Compared, named: bool) -> tuple[Compared, tuple[str, ...]]:
+def by_plain_rules(seen: Compared, names: NameMap | None, named: bool) -> tuple[Compared, tuple[str, ...]]:
     """Judge what no case says of two traces that anybody made, and say what of the result has no partner (docs/plain_traces.md)."""
     refuse_unfit(seen.alignment, seen.port)
     rows, of_dtype = judge_plain(seen.rows, seen.alignment)
     more = [d for d in judge(rows, seen.alignment, seen.reference, seen.port) if _newly(d, seen.rows, rows)]
     lost = lost_results(seen.alignment, seen.reference, named=named)
-    notes = [f"the result {site} of the reference has no partner" for site in lost]
+    notes = idle_rules(names, seen.reference, seen.port)
+    notes += [f"the result {site} of the reference has no partner" for site in lost]
     if all_empty(seen.alignment):
         lost, notes = (*lost, "every result"), [*notes, NOTHING]
     divergences = sorted([*seen.divergences, *of_dtype, *more], key=lambda d: d.order)
@@ -198,7 +199,7 @@ def compare_traces(
     seen = compare_stages(reference, port, floors, terms)
     lost: tuple[str, ...] = ()
     if terms.foreign:
-        seen, lost = by_plain_rules(seen, named=allowance is not None)
+        seen, lost = by_plain_rules(seen, terms.names, named=allowance is not None)
     coverage = cover(seen.alignment, reference, seen.port, seen.rows)
     notes = [*order_notes(reference, port), *unmeasured_notes(seen.rows), *seen.notes]
     divergences = [*seen.divergences, *seen.lone] if seen.divergences else []

@@ -125,7 +125,13 @@ def write_clip(frames: Frames, path: str | Path, fps: int = 16) -> None:
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which `frame2` comes before `frame10`."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [
+        (0, int(part) if len(part) < 19 else 10**18 + len(part), part if len(part) > 18 else "")
+        if part.isdecimal()
+        else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ]
 
 
 def _from_folder(path: Path) -> Clip:

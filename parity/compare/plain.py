@@ -17,6 +17,7 @@ from parity.boundary.text import one_line
 from parity.errors import CaseError
 from parity.result import Divergence, Row
 from parity.trace import Record, Trace
+from parity.trace.names import NameMap
 
 NOTHING = "no compared record has an element: nothing was compared"
 # Others may be held as other numbers: ids, masks.
@@ -37,6 +38,18 @@ def refuse_unfit(alignment: Alignment, port: Trace) -> None:
             raise CaseError(
                 text + one_line(str(error).strip().splitlines()[-1] if str(error).strip() else "", 120)
             ) from None
+
+
+def idle_rules(names: NameMap | None, reference: Trace, port: Trace) -> list[str]:
+    """Return a note for each rule that matches nothing. Raises CaseError when none of them does: the map is meant for other traces."""
+    if names is None or not names.rules or names.inferred:
+        return []
+    idle = names.idle({r.origin or r.site for r in port} | set(port.sites()), set(reference.sites()))
+    if len(idle) >= len(names.rules):
+        raise CaseError(
+            f"name map: no rule matches a site of these traces ({one_line(idle[0], 80)!r}): is it meant for others?"
+        )
+    return [f"name map: {one_line(pattern, 80)!r} matches no site" for pattern in idle[:20]]
 
 
 def judge_plain(rows: Sequence[Row], alignment: Alignment) -> tuple[list[Row], list[Divergence]]:

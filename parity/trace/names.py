@@ -13,7 +13,7 @@ A map is a list of rules, tried in order, the first that matches the whole port 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,13 @@ class NameMap:
             for name in (rule.split.into if rule.split else (rule.reference, *rule.also))
             if rule.how != "map"
         }
+
+    def idle(self, port: Collection[str], reference: Collection[str]) -> list[str]:
+        """Return the patterns of the rules that match no site of two traces."""
+        ours: list[tuple[Any, str]] = [(pattern, rule.port) for pattern, rule in self._compiled]  # type: ignore[attr-defined]
+        theirs = [(pattern, pattern.text) for pattern, _ in self._ignored if isinstance(pattern, Pattern)]  # type: ignore[attr-defined]
+        found = [text for pattern, text in ours if not any(pattern.fullmatch(site) for site in port)]
+        return found + [text for pattern, text in theirs if not any(pattern.fullmatch(site) for site in reference)]
 
     def ignored_reference(self, site: str) -> str | None:
         """Return the stated reason why a reference site has no counterpart, or None."""

@@ -222,7 +222,13 @@ def _order(path: Path, keys: list[str], metadata: Mapping[str, str]) -> tuple[li
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts `blocks.2` before `blocks.10`."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+    return [
+        (0, int(part) if len(part) < 19 else 10**18 + len(part), part if len(part) > 18 else "")
+        if part.isdecimal()
+        else (1, 0, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]
 
 
 def _plain_name(key: str) -> str:

@@ -185,7 +185,7 @@ def compare_traces(
         allowance = 0.0 if of_one_case(reference, port) else allowance
     changed = changed_weights(ours.parameters, port.manifest.parameters)
     constants = static_divergences(changed, reference)
-    result = conclude(seen.rows, [*divergences, *constants], [], coverage, Runs(reference, seen.port), notes, allowance)
+    result = conclude(seen.rows, divergences, [], coverage, Runs(reference, seen.port), notes, allowance, constants)
     if result.first is not None and result.first.tier != STATIC:
         evidence = evidence_of(result.first, seen.alignment, reference, seen.port)
         result = replace(result, causes=diagnose_values(evidence) if evidence is not None else ())
@@ -299,7 +299,7 @@ def _run_case(
     notes += said
     local += laws
     constants = static_divergences(changed, reference)
-    result = conclude(rows, [*divergences, *constants], local, coverage, runs, notes, allowance)
+    result = conclude(rows, divergences, local, coverage, runs, notes, allowance, constants)
     if diagnose and result.first is not None and result.first.tier not in (TIER, STATIC):
         with _timed(seconds, "diagnose", say):
             result = explain(case, setting, runs, result, inject, seen.order, zoom, prepared.limits)

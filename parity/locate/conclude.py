@@ -21,9 +21,10 @@ def conclude(
     runs: Runs,
     notes: Sequence[str],
     allowance: float,
+    constants: Sequence[Divergence] = (),
 ) -> Result:
-    """Put a result together, without causes. local: divergences that do not depend on each other."""
-    everything = [*divergences, *local]
+    """Put a result together, without causes. local: divergences that do not depend on each other. constants: weights; what they do to a value comes first."""
+    everything = [*divergences, *local, *constants]
     complete = runs.reference.manifest.complete and runs.port.manifest.complete
     environment = {
         "reference": dict(runs.reference.manifest.environment),

@@ -74,6 +74,11 @@ def check(
     """
     from parity.pipeline import run_case
 
+    if (
+        isinstance(floor, float) and floor != floor
+    ):  # computed from nothing: there is no judging by it, and no reason to stop a suite
+        note = "floor: nan is no tolerance: give a finite number, 0 or larger"
+        return Result("incomparable", None, None, (), Coverage(0, 0, 0), notes=(note,), case=label, system="check")
     fixed = None if floor == "auto" else _limit("floor", _number(floor))
     if allow_unaligned is not None:
         _share("allow_unaligned", allow_unaligned)
@@ -172,7 +177,8 @@ def capture_with_floors(
     from parity.capture.parameters import describe_parameters
     from parity.compare.foreign import carrying
     from parity.pipeline import prepare
-    from parity.trace.store import load_trace, sketched, write_trace
+    from parity.trace.store import load_trace
+    from parity.trace.writer import sketched, write_trace
 
     model = as_model("model", model)
     side = side_of(model, Arguments(inputs), None if probes is None else lambda current: probes)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from parity.boundary.patterns import Pattern
+from parity.boundary.text import one_line
+from parity.console import Terminal, check_outputs, open_streams, silence, status_of
 from parity.errors import CaseError, ParityError, SideError
 
 app = typer.Typer(
@@ -26,8 +28,9 @@ app = typer.Typer(
 golden_app = typer.Typer(no_args_is_help=True, help="Golden files: tensors recorded from the authors' own code.")
 app.add_typer(golden_app, name="golden")
 
-_OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-_ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+open_streams()
+_OUT = Terminal(width=None if sys.stdout.isatty() else 160)
+_ERR = Terminal(stderr=True, soft_wrap=True)
 
 CasesOption = Annotated[
     list[Path] | None, typer.Option("--cases", help="Cases folder(s) instead of [tool.parity] cases of pyproject.toml.")
@@ -39,22 +42,20 @@ def main() -> None:
     """Run the command line; turn every user error into one line and a status."""
     try:
         status = app(standalone_mode=False)
-    except ParityError as error:
-        _ERR.print(f"parity: {error}", markup=False)
-        sys.exit(3 if isinstance(error, SideError) else 2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:
         _ERR.print("parity: interrupted")
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         sys.exit(0)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's usage errors
-            _ERR.print(f"parity: {error.format_message()} (see parity --help)", markup=False)
-            sys.exit(2)
-        raise
+        status, line = status_of(error)
+        _ERR.print(line, markup=False)
+        if os.environ.get("PARITY_DEBUG"):
+            raise
+        sys.exit(status)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -130,6 +131,7 @@ def run(
     """Run both sides of cases and judge the port."""
     from parity.case.discovery import find_systems, refuse_unknown
 
+    check_outputs([as_json, junit], [html, save], [weights])
     refuse_unknown(list(names or []), paths=cases)
     from parity.case.jobs import Wanted, choose_jobs
     from parity.session import Options, processes_for, run_jobs
@@ -187,7 +189,9 @@ def capture(
 ) -> int:
     """Record a trace of anything that runs torch."""
     from parity.capture.command import capture_command
+    from parity.trace.writer import check_trace_target
 
+    check_trace_target(out)
     count = capture_command(target, list(args or []), out, modules, model, full, names)
     _OUT.print(f"{count} records in {out}", markup=False, soft_wrap=True)
     return 0
@@ -209,6 +213,7 @@ def align(
     from parity.trace.names import load_names
     from parity.trace.store import load_trace
 
+    check_outputs([write], inputs=[reference, port, names])
     result = compare_traces(load_trace(reference), load_trace(port), names=load_names(names) if names else None)
     for line in lines(result.alignment):
         _OUT.print(line, markup=False, soft_wrap=True)
@@ -235,8 +240,12 @@ def compare(
         float, typer.Option("--atol", help="Largest absolute difference that is never a divergence.")
     ] = 0.0,
     allow: Annotated[
-        float, typer.Option("--allow-unaligned", help="Share of reference sites that may stay without a partner.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            "--allow-unaligned",
+            help="Share of reference sites that may stay without a partner (default: under a half).",
+        ),
+    ] = None,
     by_value: Annotated[bool, typer.Option("--by-value/--by-name", help="Match what names do not by values.")] = True,
     as_json: JsonOption = None,
     html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML report.")] = None,
@@ -247,6 +256,7 @@ def compare(
     from parity.trace.names import load_names
     from parity.trace.store import load_trace
 
+    check_outputs([as_json], [html], [reference, port, names])
     result = compare_traces(
         load_trace(reference),
         load_trace(port),
@@ -281,13 +291,15 @@ def golden_verify(
     from parity.case.discovery import find_systems
     from parity.lab.golden import verify_golden
 
+    check_outputs([as_json], inputs=files)
     systems = find_systems(paths=cases)
     status, listing = 0, []
     for path in files:
         try:
             report = verify_golden(path, systems)
         except ParityError as error:
-            _OUT.print(f"error  {path.name}: {error}", markup=False, soft_wrap=True)
+            text = str(error).removeprefix(f"{path}: ")
+            _OUT.print(one_line(f"error  {path.name}: {text}"), markup=False, soft_wrap=True)
             status = max(status, 3 if isinstance(error, SideError) else 2)
             listing.append({"path": str(path), "ok": False, "error": str(error)})
             continue
@@ -315,6 +327,7 @@ def diagnose(
     """Test the hypotheses on two saved tensors."""
     from parity.api import diagnose_tensors, load_tensor
 
+    check_outputs([as_json], inputs=[reference.partition(".safetensors:")[0], port.partition(".safetensors:")[0]])
     result = diagnose_tensors(load_tensor(reference), load_tensor(port), kind=kind)
     from parity.report.text import failure_message
 
@@ -341,6 +354,7 @@ def nonfinite(
     """Find the first operation that makes a non-finite value from finite inputs."""
     from parity.locate.nonfinite import nonfinite_command
 
+    check_outputs([as_json])
     found = nonfinite_command(target, cases)
     _OUT.print("match: every value is finite" if found is None else found.text, markup=False, soft_wrap=True)
     if as_json:
@@ -365,6 +379,7 @@ def quant(
     """Quantise the weights of every Linear: cost of each layer, and which to leave out."""
     from parity.lab.quant import quant_command
 
+    check_outputs([as_json, plot])
     return quant_command(target, limit, bits, order, top, as_json, plot, _OUT)
 
 
@@ -383,6 +398,8 @@ def gauntlet(
     """Run every fault and every variation; print the score table."""
     from parity.lab.gauntlet_command import gauntlet_command
 
+    check_outputs([as_json, markdown])
+    Pattern(only, "--only")
     return gauntlet_command(list(names or []), only, jobs, as_json, markdown, cases, _OUT, _ERR, verbose)
 
 
@@ -408,6 +425,7 @@ def mutants(
     """Edit the source of other people's models, one small bug at a time; print what is found, placed, named and proven."""
     from parity.lab.mutation.command import Draw, mutants_command
 
+    check_outputs([as_json, markdown], inputs=[fit])
     if fit is not None:
         from parity.lab.mutation.fit import as_source, fitted
 
@@ -427,6 +445,7 @@ def video(
     from parity.clips.compare import compare_clips
     from parity.clips.frames import load_clip
 
+    check_outputs([as_json, html], inputs=[reference, port])
     left, right = load_clip(reference), load_clip(port)
     comparison = compare_clips(left, right)
     for line in comparison.lines():
@@ -453,6 +472,7 @@ def bench(
     cases: CasesOption = None,
 ) -> int:
     """Measure the cost of capturing and comparing on this machine, against the plain run; or a system's port against its reference."""
+    check_outputs([as_json])
     if names:
         from parity.lab.bench_system import bench_systems
 
@@ -468,8 +488,10 @@ def report(
     html: Annotated[Path, typer.Option("--html", help="Folder for the reports.")] = Path("reports"),
 ) -> int:
     """Build the HTML again from saved results."""
-    from parity.session import read_results, write_reports
+    from parity.report.saved import read_results
+    from parity.session import write_reports
 
+    check_outputs(folders=[html], inputs=sources)
     _OUT.print(
         f"report: {write_reports([(r, None) for r in read_results(sources)], html)}", markup=False, soft_wrap=True
     )
@@ -508,7 +530,7 @@ def _golden_line(report: Any) -> str:
     mark = "ok    " if report.ok else "FAILED"
     text = f"{mark} {report.path.name}: {report.system}/{report.entry} ({report.side}), {len(report.checks)} values"
     if worst is not None:
-        text += f", worst {worst.name}: max abs {worst.absolute:.2e}, rel {worst.relative:.2e}"
+        text += f", worst {one_line(worst.name, 80)}: max abs {worst.absolute:.2e}, rel {worst.relative:.2e}"
     if report.omitted:
         text += f", {len(report.omitted)} omitted with reason"
     if report.relations:
@@ -525,10 +547,11 @@ def _golden_line(report: Any) -> str:
 
 def _print_golden_details(report: Any) -> None:
     for name in report.missing[:20]:
-        _OUT.print(f"       not produced: {name}", markup=False, soft_wrap=True)
+        _OUT.print(f"       not produced: {one_line(name, 120)}", markup=False, soft_wrap=True)
     for check in [c for c in report.checks if not c.ok][:20]:
         _OUT.print(
-            f"       {check.name}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}", markup=False
+            f"       {one_line(check.name, 120)}: max abs {check.absolute:.3e}, rel {check.relative:.3e} {check.detail}",
+            markup=False,
         )
     for r in report.relations:
         mark = "as stated" if r.ok else "NOT AS STATED"

@@ -21,6 +21,10 @@ class CaseError(ParityError):
     """A case, fault, variation or system that is unknown or wrongly declared."""
 
 
+class WriteError(ParityError, OSError):
+    """A file that cannot be written: a full disk, a folder in the way, no permission."""
+
+
 class SideError(ParityError):
     """One side (reference or port) failed to build or to run; the command line exits with status 3.
 

@@ -35,6 +35,8 @@ from parity.compare.invariants import TIER, broken, checked
 from parity.compare.measure import measure, own_errors, own_levels
 from parity.compare.noise import excuse_noise
 from parity.compare.onset import judge_onset
+from parity.compare.plain import EMPTY as NOTHING
+from parity.compare.plain import all_empty, judge_plain, lost_results, refuse_unfit
 from parity.compare.precision import inexact_arithmetic, moved_boundaries
 from parity.compare.returned import is_empty, judge_results, lone_results
 from parity.compare.static import TIER as STATIC
@@ -138,6 +140,8 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
         align(reference, port, terms.names, terms.allowed, by_value=terms.by_value), reference, port, terms.relax
     )
     notes += said
+    if terms.foreign:
+        refuse_unfit(alignment, port)
     rows = measure(alignment.pairs, reference, port, floors)
     if terms.foreign and floors.fixed is None and not floors.absolute:
         rows, drift = judge_onset(rows, alignment, reference, port, floors.measured)
@@ -150,6 +154,9 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
     rows, order, benign = excuse_permutations(rows, alignment, reference, port)
     rows = excuse_rounding(rows, alignment, reference, port, half_of(terms.deployed), notes)
     rows, others = judge_results(rows, alignment, terms.relax, terms.deployed)
+    if terms.foreign:
+        rows, of_dtype = judge_plain(rows, alignment)
+        others += of_dtype
     found = judge(rows, alignment, reference, port, axis_words=terms.axis_words)
     divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
     divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
@@ -180,6 +187,9 @@ def compare_traces(
     coverage = cover(seen.alignment, reference, seen.port, seen.rows)
     notes = [*order_notes(reference, port), *unmeasured_notes(seen.rows), *seen.notes]
     divergences = [*seen.divergences, *seen.lone] if seen.divergences else []
+    lost = () if of_one_case(reference, port) else lost_results(seen.alignment, reference, named=allowance is not None)
+    notes += [f"the result {site} of the reference has no partner" for site in lost]
+    notes += [NOTHING] if all_empty(seen.alignment) else []
     if allowance is None:
         allowance = 1.0 if results_agree(seen.rows, seen.alignment) else 0.5
         allowance = 0.0 if of_one_case(reference, port) else allowance

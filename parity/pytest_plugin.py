@@ -137,7 +137,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take the results of a worker of xdist."""
-    from parity.session import result_from_json
+    from parity.report.saved import result_from_json
 
     book = node.config.stash.get(_BOOK, None)
     if book is not None:

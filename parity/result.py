@@ -215,7 +215,7 @@ def parse_key(key: str) -> tuple[str, dict[str, int]]:
     coords: dict[str, int] = {}
     for part in tail.split(","):
         axis, equals, index = part.partition("=")
-        if not equals or not axis or axis in coords or not index.removeprefix("-").isdecimal():
+        if not equals or not axis or axis in coords or not index.removeprefix("-").isdecimal() or len(index) > 18:
             return key, {}
         coords[axis] = int(index)
     return site, coords

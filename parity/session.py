@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from parity.case.jobs import Job
-from parity.errors import SideError, TraceError
-from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
+from parity.errors import SideError
+from parity.result import Result
 from parity.run.side import Runs
 
 LONGEST = 110  # characters of a page's name
@@ -186,21 +185,18 @@ def write_one(result: Result, media: Any, folder: Path) -> Result:
 
 
 def write_reports(results: Sequence[tuple[Result, Any]], folder: Path) -> Path:
-    """Write reports and their index; return the index."""
-    return _write_index([write_one(result, media, folder) for result, media in results], folder, {})
+    """Write reports and their index; return the index. Results of one name get pages of their own."""
+    from parity.report.html import write_report
 
-
-def read_results(paths: Sequence[Path]) -> list[Result]:
-    """Read results from JSON files (one result, or a list under "results")."""
-    found: list[Result] = []
-    for path in paths:
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-            items = raw.get("results", [raw])
-            found += [result_from_json(item) for item in items]
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TraceError(f"cannot read the result {path}: {type(error).__name__}: {error}") from None
-    return found
+    listed: list[Result] = []
+    taken: dict[Path, int] = {}
+    for result, media in results:
+        path = report_path(result, folder)
+        taken[path] = count = taken.get(path, 0) + 1
+        path = path if count == 1 else path.with_name(f"{path.stem}--{count}.html")
+        listed.append(replace(result, report=str(path)))
+        write_report(listed[-1], path, media)
+    return _write_index(listed, folder, {})
 
 
 def _write_index(results: Sequence[Result], folder: Path, not_run: dict[str, str]) -> Path:
@@ -237,33 +233,3 @@ def _save(runs: Runs, folder: Path) -> None:
         trace = getattr(runs, name)
         if trace is not None:
             write_trace(trace, folder / name)
-
-
-def result_from_json(raw: dict[str, Any]) -> Result:
-    """Rebuild a result from its JSON."""
-    fields = dict(raw)
-    single: tuple[tuple[str, Any], ...] = (("first", Divergence), ("culprit", Culprit))
-    several: tuple[tuple[str, Any], ...] = (
-        ("causes", Cause),
-        ("divergences", Divergence),
-        ("culprits", Culprit),
-        ("rows", Row),
-    )
-    for name, cls in single:
-        fields[name] = _record(cls, fields[name]) if fields.get(name) else None
-    for name, cls in several:
-        fields[name] = tuple(_record(cls, item) for item in fields.get(name, ()))
-    fields["coverage"] = _record(Coverage, fields["coverage"])
-    fields["notes"] = tuple(fields.get("notes", ()))
-    fields["operations"] = tuple(fields.get("operations", ()))
-    return Result(**fields)
-
-
-def _record(cls: Any, raw: dict[str, Any]) -> Any:
-    return cls(**{k: _value(v) for k, v in raw.items()})
-
-
-def _value(value: Any) -> Any:
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    return tuple(_value(v) for v in value) if isinstance(value, list) else value

@@ -58,12 +58,11 @@ def capture(
             with Recorder(probes or [Modules(model)], keep=keep, manifest=manifest) as recorder:
                 recorder.record_end(run(*args, **kwargs))
             return recorder.trace
-        with (
-            TraceWriter(Path(path), manifest) as writer,
-            Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest) as recorder,
-        ):
-            recorder.record_end(run(*args, **kwargs))
+        with TraceWriter(Path(path), manifest) as writer:
+            with Recorder(probes or [Modules(model)], keep=keep, sink=writer, manifest=manifest) as recorder:
+                recorder.record_end(run(*args, **kwargs))
             writer.manifest = dataclasses.replace(writer.manifest, returned=True)
+            writer.note(recorder.trace.manifest.notes)
     from parity.trace.store import load_trace
 
     return load_trace(Path(path))

@@ -29,7 +29,9 @@ class Writer(Protocol):
     """What writes a tensor down and may give another one in its place: the recorder."""
 
     coords: dict[str, int]
-    modules: list[str]
+
+    @property
+    def modules(self) -> list[str]: ...
 
     def record(
         self, site: str, value: Tensor, kind: str, role: str, coords: Mapping[str, int] | None = None

@@ -11,32 +11,43 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+_DEPTH = 60  # of nesting; deeper is somebody's linked list
 
-def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield (path, tensor) for every tensor inside `value`; a bare tensor has the empty path."""
+
+def tensors(value: Any, path: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Yield (path, tensor) for every tensor inside `value`; a bare tensor has the empty path. above: what holds it, which is not entered again."""
     if isinstance(value, Tensor):
         yield path, value
     else:
-        for name, child in _children(value):
-            yield from tensors(child, f"{path}.{name}" if path else name)
+        for name, child in _children(value, above):
+            yield from tensors(child, f"{path}.{name}" if path else name, (*above, id(value)))
 
 
 Change = Callable[[str, Tensor], Tensor | None]
 
 
-def replace(value: Any, change: Change, path: str = "") -> Any:
+def replace(value: Any, change: Change, path: str = "", above: tuple[int, ...] = ()) -> Any:
     """Return `value` with tensors replaced where `change(path, tensor)` gives one; the very same object when nothing changes."""
     if isinstance(value, Tensor):
         new = change(path, value)
         return value if new is None else new
-    children = list(_children(value))
-    changed = {name: replace(child, change, f"{path}.{name}" if path else name) for name, child in children}
+    children = _children(value, above)
+    inside = (*above, id(value))
+    changed = {name: replace(child, change, f"{path}.{name}" if path else name, inside) for name, child in children}
     if all(changed[name] is child for name, child in children):
         return value
     return _rebuild(value, changed)
 
 
-def put(value: Any, change: Change, fixed: Container[int] = (), path: str = "", *, held: bool = False) -> Any:
+def put(
+    value: Any,
+    change: Change,
+    fixed: Container[int] = (),
+    path: str = "",
+    *,
+    held: bool = False,
+    above: tuple[int, ...] = (),
+) -> Any:
     """Replace tensors as `replace` does, but where they live: what others hold on to stays the object that it is.
 
     A dict, a list or a record that can be written is somebody's state: what it holds, at any depth, is overwritten in its own storage, so that every
@@ -52,10 +63,10 @@ def put(value: Any, change: Change, fixed: Container[int] = (), path: str = "", 
         return value if overwrite(value, new, fixed) else new
     writable = _is_writable(value)
     changed = {}
-    children = list(_children(value))
+    children = _children(value, above)
     for name, child in children:
         inner = f"{path}.{name}" if path else name
-        changed[name] = put(child, change, fixed, inner, held=held or writable)
+        changed[name] = put(child, change, fixed, inner, held=held or writable, above=(*above, id(value)))
     if all(changed[name] is child for name, child in children):
         return value
     if writable:
@@ -75,9 +86,9 @@ def _is_writable(value: Any) -> bool:
 
 def _write_children(value: Any, changed: Mapping[str, Any]) -> None:
     if isinstance(value, MutableMapping):
-        for key in list(value):
-            if changed[str(key)] is not value[key]:
-                value[key] = changed[str(key)]
+        for key, name in zip(list(value), _key_names(value), strict=True):
+            if changed[name] is not value[key]:
+                value[key] = changed[name]
     elif isinstance(value, list):
         value[:] = [changed[str(i)] for i in range(len(value))]
     else:
@@ -110,9 +121,22 @@ def storage_of(value: Tensor) -> int:
         return 0
 
 
-def _children(value: Any) -> list[tuple[str, Any]]:
+def _key_names(value: Mapping[Any, Any]) -> list[str]:
+    """Return a name for each key; the keys 1 and "1" have two."""
+    names: dict[str, None] = {}
+    for key in value:
+        name = str(key)
+        while name in names:
+            name += "'"
+        names[name] = None
+    return list(names)
+
+
+def _children(value: Any, above: tuple[int, ...] = ()) -> list[tuple[str, Any]]:
+    if id(value) in above or len(above) > _DEPTH:
+        return []
     if isinstance(value, Mapping):
-        return [(str(k), v) for k, v in value.items()]
+        return list(zip(_key_names(value), value.values(), strict=True))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return [(name, getattr(value, name)) for name in value._fields]
     if isinstance(value, (tuple, list)):
@@ -126,8 +150,8 @@ def _rebuild(value: Any, changed: dict[str, Any]) -> Any:
     if isinstance(value, Mapping):
         # Model outputs are mappings with attributes: change a shallow copy in place, so that both views agree.
         new = copy.copy(value)
-        for key in value:
-            new[key] = changed[str(key)]  # type: ignore[index]
+        for key, name in zip(value, _key_names(value), strict=True):
+            new[key] = changed[name]  # type: ignore[index]
         return new
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(**changed)

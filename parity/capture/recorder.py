@@ -6,10 +6,12 @@ is removed on exit, also after an exception. With `override` it can put other va
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +33,7 @@ from parity.trace.fingerprint import digest, sketch, stats
 from parity.trace.names import NameMap, Target
 
 Override = Callable[[str, Mapping[str, int], Tensor], Tensor | None]
+_MOST_NOTES = 40
 Keep = Callable[[str, Mapping[str, int]], bool]
 
 
@@ -38,6 +41,18 @@ class Sink(Protocol):
     """Where records go besides (or instead of) memory."""
 
     def write(self, record: Record, tensor: Tensor | None) -> None: ...
+
+
+class _OfThread(threading.local):
+    """Where one thread is: coordinates, running modules, turns of tuple labels, stand-ins of open calls, and whether it records itself."""
+
+    def __init__(self) -> None:
+        self.coords: dict[str, int] = {}
+        self.modules: list[str] = []
+        self.turns: list[Counter[str]] = [Counter()]
+        self.lent: list[list[tuple[Tensor, Tensor, int]]] = []  # argument, what stands for it, its version
+        self.returned = ""  # where the code begins whose result is being recorded
+        self.paused = 0
 
 
 class Recorder:
@@ -70,18 +85,14 @@ class Recorder:
         self.sink = sink
         self.watch = watch
         self.trace = Trace(manifest=manifest or Manifest(complete=False))
-        self.coords: dict[str, int] = {}
-        self.modules: list[str] = []
-        self._turns: list[Counter[str]] = [Counter()]
+        self._thread = _OfThread()
+        self._lock = threading.RLock()
+        self._threads = {threading.get_ident()}
+        self._unseen: dict[str, str] = {}  # site -> why it is not recorded
         self._seen: Counter[str] = Counter()
         self._counts: Counter[tuple[str, tuple[tuple[str, int], ...]]] = Counter()
         self._stack = ExitStack()
-        self._paused = 0
         self._fixed: set[int] = set()  # storages that no replaced value may be written into
-        self._lent: list[
-            list[tuple[Tensor, Tensor, int]]
-        ] = []  # of each open call: argument, what stands for it, its version
-        self._returned = ""  # where the code begins whose result is being recorded
         self._gradients = [GradientHooks(p, self, _argument_names) for p in self.probes if isinstance(p, Gradients)]
 
     def __enter__(self) -> Recorder:
@@ -108,7 +119,26 @@ class Recorder:
                 gradients.finish()
         finally:
             self._stack.close()
-        self.trace = self.trace.with_manifest(complete=kind is None)
+        notes = [f"{site} is not recorded: {why}" for site, why in self._unseen.items()]
+        if len(self._threads) > 1:
+            notes.append("modules ran in several threads: their calls are counted in the order in which they ended")
+        self.trace = self.trace.with_manifest(
+            complete=kind is None, notes=(*self.trace.manifest.notes, *notes[:_MOST_NOTES])
+        )
+
+    @property
+    def coords(self) -> dict[str, int]:
+        """Where in the run this thread is."""
+        return self._thread.coords
+
+    @coords.setter
+    def coords(self, value: dict[str, int]) -> None:
+        self._thread.coords = value
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that are running in this thread, outermost first."""
+        return self._thread.modules
 
     # -- records ------------------------------------------------------------------------------------------------------
 
@@ -116,7 +146,10 @@ class Recorder:
         self, site: str, value: Tensor, kind: str, role: str, coords: Mapping[str, int] | None = None
     ) -> Tensor | None:
         """Write one tensor down; return its replacement in the run, or None. coords: where it belongs, if not to this moment."""
-        if self._paused or _is_fake(value) or (role in ("in", "out") and _going_backward()):
+        if self._thread.paused or _is_fake(value) or (role in ("in", "out") and _going_backward()):
+            return None
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+            self._unseen[site] = "it is inside a transform (vmap, grad), where values are not to be looked at"
             return None
         if value.layout is not torch.strided or value.is_quantized or value.is_nested:
             with self._pause():
@@ -124,7 +157,8 @@ class Recorder:
         replaced: Tensor | None = None
         for target in self.names.targets(site) or ():
             current = value if replaced is None else replaced
-            new = self._record_target(target, site, current, kind, role, coords)
+            with self._lock:
+                new = self._record_target(target, site, current, kind, role, coords)
             replaced = replaced if new is None else new
         if replaced is not None and value.requires_grad and torch.is_grad_enabled():
             return cast(Tensor, Stand.apply(value, replaced))
@@ -173,11 +207,11 @@ class Recorder:
                 role=role,
                 origin=origin if origin != target.site else "",
                 layout=layout,
-                function=self._returned,
+                function=self._thread.returned,
             )
             if self.sink is not None:
                 self.sink.write(record, tensor)
-                self.trace.add(record)
+                self.trace.add(dataclasses.replace(record, sketch=None))  # 8 kB a record, and the sink has it
             else:
                 self.trace.add(record, tensor)
             if self.watch is not None:
@@ -194,12 +228,12 @@ class Recorder:
     @contextmanager
     def _pause(self) -> Iterator[None]:
         """Nothing the recorder itself computes is recorded, or seen by anybody's torch modes."""
-        self._paused += 1
+        self._thread.paused += 1
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
                 yield
         finally:
-            self._paused -= 1
+            self._thread.paused -= 1
 
     def _many(self, site: str, value: Any, kind: str, role: str) -> Any:
         """Record every tensor inside `value`; return `value` with replacements, which are written where the values live."""
@@ -212,7 +246,10 @@ class Recorder:
     def _attach_modules(self, probe: Modules) -> None:
         wanted, skipped = re.compile(probe.pattern), re.compile(probe.skip) if probe.skip else None
         for path, module in probe.root.named_modules():
-            site = probe.prefix + (path or probe.root_name)
+            site = probe.prefix + (path or probe.root_name).replace("@", "%40")  # what follows an @ is coordinates
+            if isinstance(module, torch.jit.ScriptModule):
+                self._unseen[site] = "it is compiled to TorchScript, which takes no hooks"
+                continue
             observed = bool(wanted.fullmatch(path)) and not (skipped and skipped.fullmatch(path))
             before = _untraced(functools.partial(self._before, probe, site, observed))
             after = _untraced(functools.partial(self._after, probe, site, observed))
@@ -220,15 +257,17 @@ class Recorder:
             self._stack.callback(module.register_forward_hook(after, always_call=True).remove)
 
     def _before(self, probe: Modules, site: str, observed: bool, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if self._paused:
+        if self._thread.paused:
             return None
+        self._threads.add(threading.get_ident())
         changed = None
         if observed and probe.inputs:
             # Still the caller's: whoever calls this module made its inputs.
             changed = self._record_inputs(probe, site, _argument_names(cast(Any, type(module))), args, kwargs)
-        self._lent.append(_lent((args, kwargs), changed) if self.override is not None and changed else [])
-        self.modules.append(site)
-        self._turns.append(Counter())
+        thread = self._thread
+        thread.lent.append(_lent((args, kwargs), changed) if self.override is not None and changed else [])
+        thread.modules.append(site)
+        thread.turns.append(Counter())
         return changed
 
     def _record_inputs(self, probe: Modules, site: str, names: Sequence[str], args: Any, kwargs: Any) -> Any:
@@ -243,17 +282,18 @@ class Recorder:
         }
 
     def _after(self, probe: Modules, site: str, observed: bool, module: nn.Module, args: Any, result: Any) -> Any:
-        if self._paused:
+        thread = self._thread
+        if thread.paused:
             return None
-        self._returned = _begins(module.forward)
+        thread.returned = _begins(module.forward)
         new = (
             self._many(site, result, _kind(probe, site, "activation"), "out") if observed and probe.outputs else result
         )
-        self._returned = ""
-        if self.modules and self.modules[-1] == site:
-            self.modules.pop()
-            self._turns.pop()
-            for old, stand_in, version in self._lent.pop():
+        thread.returned = ""
+        if thread.modules and thread.modules[-1] == site:
+            thread.modules.pop()
+            thread.turns.pop()
+            for old, stand_in, version in thread.lent.pop():
                 if stand_in._version != version:  # the module wrote into its argument: its caller must see that
                     nested.overwrite(old, stand_in, self._fixed)
         return new if new is not result else None
@@ -262,7 +302,7 @@ class Recorder:
 
     def _around(self, group: Sequence[Probe], function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run one observed call: scopes first, then arguments, the call, results, states."""
-        if self._paused:
+        if self._thread.paused:
             return function(*args, **kwargs)
         bound = _bind(function, args, kwargs)
         call = Call(bound.arguments if bound else dict(enumerate(args)) | kwargs, None, self.coords)
@@ -279,14 +319,14 @@ class Recorder:
                 args, kwargs = bound.args, bound.kwargs
             result = function(*args, **kwargs)
             call = Call(call.args, result, self.coords)
-            self._returned = _begins(function)
+            self._thread.returned = _begins(function)
             for probe in group:
                 if isinstance(probe, Function):
                     call = Call(call.args, self._record_result(probe, call), self.coords)
             self._read_states(group, call, before=False)
             return call.result
         finally:
-            self.coords, self._returned = outer, ""
+            self.coords, self._thread.returned = outer, ""
 
     def _enter_scope(self, probe: Scope, call: Call) -> None:
         key = (probe.axis, tuple(self.coords.items()))
@@ -325,8 +365,9 @@ class Recorder:
             site = probe.site(call)
         elif isinstance(probe.site, tuple):
             turn = f"{id(probe)}"
-            site = probe.site[self._turns[-1][turn] % len(probe.site)]
-            self._turns[-1][turn] += 1
+            turns = self._thread.turns[-1]
+            site = probe.site[turns[turn] % len(probe.site)]
+            turns[turn] += 1
         else:
             site = probe.site
         if not site:
@@ -362,7 +403,10 @@ def _lent(given: Any, changed: Any) -> list[tuple[Tensor, Tensor, int]]:
 
 def _begins(function: Callable[..., Any]) -> str:
     """Return where the code of a function begins, as "file:line"; nothing for what is not written in Python."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    try:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+    except (AttributeError, ValueError):  # what stands for a function, and is none
+        return ""
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
 
 

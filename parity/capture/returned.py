@@ -168,10 +168,12 @@ class Watch:
 
 
 def _tensors(value: Any, path: str, above: tuple[int, ...], depth: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors inside inputs; nothing is used up, so iterators are left alone."""
+    """Yield the tensors inside inputs; nothing is used up, so iterators are left alone. Arrays of numbers hold none."""
     if isinstance(value, Tensor):
         if value.layout is torch.strided and not value.is_meta and not value.is_nested:
             yield path, value
+    elif isinstance(value, np.ndarray) and value.dtype.kind != "O":
+        return
     elif depth and id(value) not in above and not isinstance(value, (Iterator, str, bytes, *_OPAQUE)):
         for name, child in children_of(value) or ():
             yield from _tensors(child, f"{path}.{name}", (*above, id(value)), depth - 1)

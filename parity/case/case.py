@@ -217,6 +217,7 @@ class GoldenEntry:
     omitted: activations that the implementation cannot produce (regular expression -> reason).
     tolerance(golden, name) gives the tolerance of an output or activation; the default is 1e-5 absolute or relative.
     side: which sides this entry serves ("reference", "port", ...).
+    describes: fields of the config that say what the tensors show and decide nothing; any other field that run does not read is refused.
     """
 
     name: str
@@ -224,6 +225,7 @@ class GoldenEntry:
     omitted: Mapping[str, str] = field(default_factory=dict)
     tolerance: Callable[[Golden, str], Tolerance] = lambda golden, name: Tolerance()
     sides: tuple[str, ...] = ("reference",)
+    describes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

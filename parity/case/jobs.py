@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from parity.boundary.device import check_device
 from parity.case.case import Case, Fault, Setting, System, Variation
 from parity.case.discovery import choose_cases, get_system
 from parity.case.index import did_you_mean
@@ -55,8 +56,7 @@ class Wanted:
             raise CaseError("--weights needs exactly one system, as in: parity run wan --weights PATH")
         if (self.fault or self.variation) and not (one and None in (self.fault, self.variation)):
             raise CaseError("--fault and --variation need exactly one system, as in: parity run waypoint --fault NAME")
-        if self.device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
-            raise CaseError("no CUDA device is available here; leave out --device cuda")
+        check_device(self.device)
 
     def setting(self, case: Case, preferred: torch.dtype | None = None) -> Setting:
         """Return the setting of a case: the dtype that was asked for, else the preferred one, else the case's first."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity.boundary.limits import CLIP_BYTES, CLIP_FRAMES, PIXELS, SIDE
+from parity.boundary.text import one_line, reason
 from parity.errors import ParityError
 from parity.files import replacing
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-MAX_BYTES = 4 * 2**30  # decoded frames are held in memory
 Frames = NDArray[np.uint8]
 
 
@@ -47,19 +52,23 @@ def load_clip(path: str | Path, key: str | None = None, value_range: tuple[float
     Raises ParityError, one line, for anything that is not a whole clip of at least one frame.
     """
     path = Path(path)
-    if not path.exists():
-        raise ParityError(f"reading clip {path}: there is no such file or folder")
-    if path.is_dir():
-        return _from_folder(path)
+    try:
+        if not path.exists():
+            raise ParityError(f"reading clip {path}: there is no such file or folder")
+        if path.is_dir():
+            return _from_folder(path)
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise ParityError(f"reading clip {path}: {reason(error)}") from None
     suffix = path.suffix.lower()
-    if path.stat().st_size == 0:
+    if size == 0:
         raise ParityError(f"reading clip {path}: the file is empty (0 bytes)")
     if suffix == ".npy":
         return _from_tensor_file(path, _load_npy(path), value_range)
     if suffix == ".safetensors":
         return _from_tensor_file(path, _load_safetensors(path, key), value_range)
     if suffix in IMAGES:
-        return Clip(_read_image(path)[None], path=str(path))
+        return Clip(np.stack(_read_images(path)), path=str(path))
     return _from_video(path)
 
 
@@ -125,7 +134,12 @@ def _from_folder(path: Path) -> Clip:
         raise ParityError(f"reading clip {path}: the folder holds no image ({', '.join(sorted(IMAGES))})")
     frames: list[Frames] = []
     for file in files:
-        frame = _read_image(file)
+        several = _read_images(file)
+        if len(several) > 1:
+            raise ParityError(
+                f"reading clip {path}: {file.name} holds {len(several)} frames, a frame folder one a file"
+            )
+        frame = several[0]
         if frames and frame.shape != frames[0].shape:
             raise ParityError(
                 f"reading clip {path}: {file.name} is {frame.shape[1]}x{frame.shape[0]}, but {files[0].name} is "
@@ -136,18 +150,39 @@ def _from_folder(path: Path) -> Clip:
     return Clip(np.stack(frames), path=str(path))
 
 
-def _read_image(file: Path) -> Frames:
-    """Return one image as [H, W, 3] uint8; 16-bit images are scaled, alpha is dropped."""
-    from PIL import Image, UnidentifiedImageError
+def _read_images(file: Path) -> list[Frames]:
+    """Return the frames of an image file as [H, W, 3] uint8 (animated ones have several); 16-bit images are scaled, alpha is dropped."""
+    from PIL import Image, ImageSequence, UnidentifiedImageError
 
+    frames: list[Frames] = []
     try:
-        with Image.open(file) as image:
-            image.load()
-            if image.mode.startswith("I"):
-                return np.repeat((np.asarray(image) // 257).astype(np.uint8)[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ParityError(f"reading image {file}: truncated or not an image ({_one_line(error)})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limits here are narrower
+            with Image.open(file) as image:
+                _check_size(file, *image.size)
+                if getattr(image, "n_frames", 1) > CLIP_FRAMES:
+                    raise ParityError(f"reading image {file}: more than {CLIP_FRAMES} frames; cut the clip first")
+                for shown in ImageSequence.Iterator(image):
+                    frames.append(_levels(shown))
+                    _check_memory(file, len(frames), frames[0])
+    except (
+        *(OSError, SyntaxError, ValueError, OverflowError, IndexError, TypeError, EOFError, MemoryError, RuntimeError),
+        *(UnidentifiedImageError, Image.DecompressionBombError, zlib.error, struct.error),
+    ) as error:
+        raise ParityError(f"reading image {file}: truncated or not an image ({reason(error)})") from error
+    return frames
+
+
+def _levels(image: Any) -> Frames:
+    if image.mode.startswith("I"):
+        return np.repeat((np.asarray(image) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Refuse a picture by what its header says, before it is decoded."""
+    if width > SIDE or height > SIDE or width * height > PIXELS:
+        raise ParityError(f"reading {path}: a picture of {width}x{height}; {PIXELS >> 20} megapixels are read at most")
 
 
 def _from_video(path: Path) -> Clip:
@@ -160,15 +195,17 @@ def _from_video(path: Path) -> Clip:
                 raise ParityError(f"reading clip {path}: the file has no video stream")
             stream = container.streams.video[0]
             rate = float(stream.average_rate) if stream.average_rate else None
+            _check_size(path, stream.codec_context.width, stream.codec_context.height)
             expected = stream.frames or round((container.duration or 0) / 1e6 * (rate or 0))
             for frame in _decoded(container, stream, path):
+                _check_size(path, frame.width, frame.height)
                 frames.append(frame.to_ndarray(format="rgb24"))
                 if frames[-1].shape != frames[0].shape:
                     raise ParityError(f"reading clip {path}: the frame size changes at frame {len(frames) - 1}")
                 _check_memory(path, len(frames), frames[-1])
     except (av.FFmpegError, OSError, ValueError) as error:
         where = f"after {len(frames)} frames" if frames else "at its start"
-        raise ParityError(f"reading clip {path}: not a whole video, broken {where} ({_one_line(error)})") from error
+        raise ParityError(f"reading clip {path}: not a whole video, broken {where} ({reason(error)})") from error
     if not frames:
         raise ParityError(f"reading clip {path}: the video holds no frame")
     # Containers round their durations, and edit lists hide a frame: one frame or 2 % are no sign of a truncated file.
@@ -186,11 +223,15 @@ def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
 
 def _load_npy(path: Path) -> NDArray[Any]:
     try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ParityError(f"reading clip {path}: truncated or not a plain .npy array ({_one_line(error)})") from error
+        values = np.load(
+            path, mmap_mode="r", allow_pickle=False
+        )  # a header that promises more than there is, is refused
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TypeError, RecursionError) as error:
+        raise ParityError(f"reading clip {path}: truncated or not a plain .npy array ({reason(error)})") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         raise ParityError(f"reading clip {path}: it does not hold one array of numbers")
+    if values.nbytes > CLIP_BYTES:
+        raise ParityError(f"reading clip {path}: more than {CLIP_BYTES >> 30} GiB of numbers; cut the clip first")
     return values
 
 
@@ -201,13 +242,27 @@ def _load_safetensors(path: Path, key: str | None) -> Any:
         with safe_open(str(path), framework="pt") as file:
             keys = sorted(file.keys())
             if key is None and len(keys) != 1:
-                raise ParityError(f"reading clip {path}: it holds {len(keys)} tensors; name one: {', '.join(keys[:8])}")
+                raise ParityError(
+                    f"reading clip {path}: it holds {len(keys)} tensors; name one: {one_line(', '.join(keys[:8]), 120)}"
+                )
             chosen = keys[0] if key is None else key
             if chosen not in keys:
-                raise ParityError(f"reading clip {path}: no tensor {chosen!r}; it holds {', '.join(keys[:8])}")
+                raise ParityError(
+                    f"reading clip {path}: no tensor {one_line(chosen, 60)!r}; it holds {one_line(', '.join(keys[:8]), 120)}"
+                )
+            _check_bytes(path, file.get_slice(chosen))
             return file.get_tensor(chosen)
-    except (SafetensorError, OSError) as error:
-        raise ParityError(f"reading clip {path}: truncated or not safetensors ({_one_line(error)})") from error
+    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError, TypeError, AttributeError) as error:
+        raise ParityError(f"reading clip {path}: truncated or not safetensors ({reason(error)})") from error
+
+
+def _check_bytes(path: Path, view: Any) -> None:
+    if math.prod(view.get_shape()) * 4 > CLIP_BYTES:
+        raise ParityError(f"reading clip {path}: more than {CLIP_BYTES >> 30} GiB of numbers; cut the clip first")
+    if view.get_dtype().startswith(("F8", "F4", "F6", "C")):
+        raise ParityError(
+            f"reading clip {path}: {view.get_dtype()} holds no picture; convert it to uint8, float16 or bfloat16"
+        )
 
 
 def _from_tensor_file(path: Path, values: Any, value_range: tuple[float, float] | None) -> Clip:
@@ -222,7 +277,10 @@ def _as_numpy(tensor: Any) -> NDArray[Any]:
         import torch
 
         tensor = tensor.detach().cpu()
-        tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+        if tensor.is_complex():
+            raise ParityError(f"converting a tensor of {tensor.dtype} to frames: complex numbers are no picture")
+        usual = (torch.float32, torch.float64)
+        tensor = tensor.float() if tensor.is_floating_point() and tensor.dtype not in usual else tensor
         return np.asarray(tensor.numpy())
     return np.asarray(tensor)
 
@@ -283,9 +341,7 @@ def _write_ffv1(frames: Frames, path: Path, fps: int) -> None:
 
 
 def _check_memory(path: Path, count: int, frame: Frames) -> None:
-    if count * frame.nbytes > MAX_BYTES:
-        raise ParityError(f"reading clip {path}: more than {MAX_BYTES // 2**30} GiB of frames; cut the clip first")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+    if count * frame.nbytes > CLIP_BYTES or count > CLIP_FRAMES:
+        raise ParityError(
+            f"reading clip {path}: more than {CLIP_FRAMES} frames or {CLIP_BYTES >> 30} GiB of them; cut the clip first"
+        )

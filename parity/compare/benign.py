@@ -31,6 +31,9 @@ class Permutation:
     index: tuple[int, ...]
 
     def apply(self, value: Tensor) -> Tensor:
+        """Return a value in the port's order; one of another length (of another call) is left as it is."""
+        if value.shape[self.axis] != len(self.index):
+            return value
         return value.index_select(self.axis, torch.tensor(self.index, device=value.device))
 
 
@@ -112,7 +115,7 @@ def _consumer_agrees(row: Row, module: str, agreeing: dict[tuple[str, tuple[tupl
     coords = tuple((axis, i) for axis, i in row.coords.items() if axis != "call")
     path = module
     while path:
-        if (path, coords) in agreeing:
+        if (path, coords) in agreeing or (f"{path}.model", coords) in agreeing:  # the root of a prefix
             return True
         path = path.rpartition(".")[0]
     return False

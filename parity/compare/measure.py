@@ -36,8 +36,14 @@ def measure(pairs: Iterable[Pair], reference: Trace, port: Trace, floors: Floors
 def relative_l2(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
     """‖p − r‖₂ / max(‖r‖₂, scale), in float64; 0 when both are zero."""
     p, r = _wide(p), _wide(r)
-    whole = max(float(torch.linalg.vector_norm(r)), scale)
     apart = float(torch.linalg.vector_norm(p - r))
+    if not math.isfinite(apart):
+        good = torch.isfinite(r) & torch.isfinite(p)
+        if bool((~good & (r != p) & ~(r.isnan() & p.isnan())).any()):
+            return math.inf
+        r, p = torch.where(good, r, 0.0), torch.where(good, p, 0.0)
+        apart = float(torch.linalg.vector_norm(p - r))
+    whole = max(float(torch.linalg.vector_norm(r)), scale)
     if whole == 0:
         whole = float(torch.linalg.vector_norm(p))
     return apart / whole if whole > 0 else 0.0
@@ -188,6 +194,8 @@ def _measure_pair(pair: Pair, reference: Trace, port: Trace, floors: Floors, sca
         return _measure_sketches(row, pair, r, p, scales)
     if r.device != p.device:  # a table that one side keeps on the host
         r, p = r.cpu(), p.cpu()
+    if r.is_complex() != p.is_complex():
+        return replace(row, error=math.inf, diverged=True)
     if r.shape != p.shape:
         both = broadcast(r, p)
         if both is None:
@@ -301,7 +309,7 @@ def _measure_sketches(row: Row, pair: Pair, r: Tensor | None, p: Tensor | None, 
     counts = (ref.stats.nonfinite if ref.stats else 0, got.stats.nonfinite if got.stats else 0)
     if not ref.is_float and ref.digest and got.digest and ref.dtype == got.dtype and p is None:
         error = max(error, UNIT["float64"])  # other bits are other numbers, even where the sums cannot tell
-    diverged = counts[0] != counts[1] or error > row.floor
+    diverged = counts[0] != counts[1] or error > row.floor or _other_nonfinite(ref, got)
     if (
         diverged
         and ref.role not in ENDS
@@ -316,6 +324,15 @@ def _measure_sketches(row: Row, pair: Pair, r: Tensor | None, p: Tensor | None, 
         sqnr_db=-20 * math.log10(error) if error > 0 else math.inf,
         diverged=diverged,
     )
+
+
+def _other_nonfinite(ref: Record, got: Record) -> bool:
+    """Tell whether two records have their infinities and NaNs at other places, or of other classes."""
+    a, b = ref.stats, got.stats
+    if a is None or b is None or not (a.nonfinite or b.nonfinite):
+        return False
+    other = (a.nan, a.posinf, a.neginf) != (b.nan, b.posinf, b.neginf)
+    return other or bool(a.where and b.where and a.where != b.where)
 
 
 def worst(r: Tensor, p: Tensor) -> tuple[tuple[int, ...], float, float]:

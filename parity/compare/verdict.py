@@ -83,9 +83,13 @@ def _divergence(row: Row, pair: Pair, reference: Trace, port: Trace, tier: str, 
     if shape != row.shape and not (row.estimated and row.error == row.error):
         detail = f"shape {list(row.shape)} (reference), {list(shape)} (port)"
         return replace(base, metric="shape", error=math.inf, detail=detail)
+    if r is not None and p is not None and r.is_complex() != p.is_complex():
+        return replace(base, metric="dtype", detail=f"{row.dtype[0]} in the reference, {row.dtype[1]} in the port")
     if row.nonfinite[0] != row.nonfinite[1]:
         detail = f"{row.nonfinite[0]} non-finite values (reference), {row.nonfinite[1]} (port)"
         base = replace(base, metric="nonfinite", error=float(abs(row.nonfinite[1] - row.nonfinite[0])), detail=detail)
+    if row.estimated and base.metric == "rel_l2" and row.error <= row.floor and any(row.nonfinite):
+        return replace(base, metric="nonfinite", detail="non-finite values at other places, or of other kinds")
     if row.estimated:
         base = replace(base, detail=base.detail or _order_free(pair))
     if not values or r is None or p is None or r.numel() == 0:
@@ -160,6 +164,11 @@ def verdict_of(divergences: Sequence[Divergence], coverage: Coverage, complete: 
         return "diverged"
     lone = len(coverage.unaligned_reference)
     sites = lone + max(1, coverage.compared)
-    if not complete or lone > allowance * sites or (allowance == 0.0 and coverage.unaligned_port):
+    if (
+        not complete
+        or lone > allowance * sites
+        or (0 < allowance < 1 and lone == allowance * sites)
+        or (allowance == 0.0 and coverage.unaligned_port)
+    ):
         return "incomplete"
     return "match"

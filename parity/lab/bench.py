@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from parity.align.traces import align
+from parity.boundary.device import check_device
 from parity.capture import Modules, Recorder
 from parity.capture.environment import describe_environment
 from parity.compare.floors import Floors
@@ -46,8 +47,7 @@ class _Block(nn.Module):
 
 def bench_command(device: str, repeats: int, as_json: Path | None, out: Console) -> int:
     """Serve `parity bench`."""
-    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise CaseError("no CUDA device is available here; leave out --device cuda")
+    check_device(device)
     if repeats < 1:
         raise CaseError("--repeats must be at least 1")
     rows = run_bench(device, repeats)

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from parity.boundary.patterns import Pattern
 from parity.case import Expectation, Fault, Setting, System, Variation
 from parity.case.discovery import find_systems, get_system
 from parity.errors import SideError
@@ -161,7 +162,8 @@ def run_gauntlet(
     items: list[tuple[System, Fault | Variation]] = [
         (s, i) for s in chosen for i in list[Fault | Variation]([*s.faults, *s.variations])
     ]
-    todo = [(s.name, i.name, _kind(i)) for s, i in items if re.fullmatch(only, i.name)]
+    wanted = Pattern(only, "--only")
+    todo = [(s.name, i.name, _kind(i)) for s, i in items if wanted.fullmatch(i.name)]
     task = progress.add_task("gauntlet", total=len(todo)) if progress else None
     found = []
     for score in _scores(systems, todo, jobs, paths):

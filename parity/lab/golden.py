@@ -15,6 +15,7 @@ from parity.case import Golden, GoldenEntry, GoldenRun, Relation, System, Tolera
 from parity.case.discovery import get_system
 from parity.compare.measure import relative_l2
 from parity.errors import ParityError, SideError, TraceError
+from parity.lab.golden_used import unused, watched
 from parity.trace.store import open_safetensors
 
 
@@ -83,7 +84,7 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
 
     Raises TraceError for a file that cannot be used and SideError when the implementation fails to build, load or run.
     """
-    golden = read_golden(path)
+    golden = watched(read_golden(path))
     system = get_system(dict(systems), golden.metadata["system"])
     side = golden.metadata.get("side", "reference")
     entry = _entry(system, golden.metadata["entry"], side, path)
@@ -96,6 +97,8 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
         if isinstance(error, (ValueError, KeyError, TypeError)) or "loading state_dict" in str(error):
             raise TraceError(f"{path}: config, weights or inputs do not fit: {_one_line(error)}") from error
         raise SideError(f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_one_line(error)}") from error
+    if left := unused(golden, entry.describes):
+        raise TraceError(f"{path}: the entry '{entry.name}' does not use {left}: it would not be what was recorded")
     return _compare(path, golden, entry, run, side)
 
 
@@ -130,7 +133,7 @@ def _check(name: str, expected: Tensor, got: Tensor, tolerance: Tolerance) -> Go
         detail = f"shape {list(expected.shape)} in the file, {list(got.shape)} computed"
         return GoldenCheck(name, float("inf"), float("inf"), False, detail)
     exact = tolerance.exact or not (expected.is_floating_point() or expected.is_complex())
-    if expected.is_floating_point() != got.is_floating_point():
+    if _numbers(expected) != _numbers(got):
         return GoldenCheck(
             name, float("inf"), float("inf"), False, f"{expected.dtype} in the file, {got.dtype} computed"
         )
@@ -146,13 +149,22 @@ def _check(name: str, expected: Tensor, got: Tensor, tolerance: Tolerance) -> Go
             share == 0,
             "" if share == 0 else f"{share:.2%} of the elements differ, {_asked(tolerance)}",
         )
-    if not bool((torch.isfinite(expected) == torch.isfinite(got)).all()):
-        return GoldenCheck(name, float("inf"), float("inf"), False, "non-finite values at other places")
-    finite = torch.isfinite(expected)
-    left, right = torch.where(finite, expected.double(), 0.0), torch.where(finite, got.double(), 0.0)
+    wide = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (expected, got)]
+    left, right = (t.detach().to(torch.float64) for t in wide)
+    finite = torch.isfinite(left) & torch.isfinite(right)
+    if not bool(_same(left, right)[~finite].all()):
+        return GoldenCheck(name, float("inf"), float("inf"), False, "other non-finite values, or at other places")
+    left, right = torch.where(finite, left, 0.0), torch.where(finite, right, 0.0)
     absolute = float((right - left).abs().max()) if left.numel() else 0.0
     relative = relative_l2(right, left) if left.numel() else 0.0
     return GoldenCheck(name, absolute, relative, absolute <= tolerance.absolute or relative <= tolerance.relative)
+
+
+def _numbers(value: Tensor) -> str:
+    """Return what kind of numbers a tensor holds: float8 is no picture of a float32, though both are floats."""
+    if value.is_complex():
+        return "complex"
+    return ("float8" if value.element_size() == 1 else "float") if value.is_floating_point() else "whole"
 
 
 def _asked(tolerance: Tolerance) -> str:

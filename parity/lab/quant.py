@@ -6,7 +6,6 @@ model. The smallest set of layers to leave out is found by running the model, no
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from parity.boundary.callables import load_callable
+from parity.boundary.failing import failing
 from parity.capture import split_inputs
 from parity.capture.nested import tensors
 from parity.errors import CaseError
@@ -218,11 +219,9 @@ def _leave_out(
 
 def load_target(target: str) -> tuple[nn.Module, Any]:
     """Import `package.module:callable` and call it: it returns (model, inputs)."""
-    name, _, attribute = target.partition(":")
-    try:
-        made = getattr(importlib.import_module(name), attribute or "quant")()
-    except (ImportError, AttributeError) as error:
-        raise CaseError(f"cannot load {target}: {error}") from None
+    make = load_callable(target if ":" in target else f"{target}:quant")
+    with failing(f"{target}: making the model"):
+        made = make()
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
         raise CaseError(f"{target} must return (model, inputs), got {type(made).__name__}")
     return made[0], made[1]
@@ -236,10 +235,12 @@ def quant_command(
         raise CaseError(f"--bits {bits} is not between 2 and 8")
     if order not in ORDERS:
         raise CaseError(f"--order {order} is not one of {', '.join(ORDERS)}")
-    if not limit > 0:
+    if not 0 < limit < math.inf:
         raise CaseError(f"--limit {limit} is not above 0")
     with out.status("quantising", spinner="dots") as status:
-        report = measure(*load_target(target), Scheme(bits, order), limit, lambda path: status.update(path))
+        model, inputs = load_target(target)
+        with failing(f"{target}: running the model"):
+            report = measure(model, inputs, Scheme(bits, order), limit, lambda path: status.update(path))
     out.print(_table(report, top))
     for line in summary(report):
         out.print(line, markup=False, soft_wrap=True)

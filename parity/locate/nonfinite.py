@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from parity.boundary.callables import load_callable
+from parity.boundary.failing import failing
 from parity.capture import split_inputs
 from parity.capture.operations import read_scalars, source_line, tensors_in
 from parity.capture.probes import root_label
@@ -157,13 +158,13 @@ def nonfinite_command(target: str, cases: Sequence[Path] | None) -> NonFinite | 
     """Resolve the target of `parity nonfinite` and look."""
     name, _, attribute = target.partition(":")
     if attribute and attribute not in ("port", "reference"):
-        try:
-            made = getattr(importlib.import_module(name), attribute)()
-        except (ImportError, AttributeError) as error:
-            raise CaseError(f"cannot load {target}: {error}") from None
+        make = load_callable(target)
+        with failing(f"{target}: making the model"):
+            made = make()
         if not isinstance(made, tuple) or len(made) != 2:
             raise CaseError(f"{target} must return (model, inputs), got {type(made).__name__}")
-        return find_nonfinite(*made)
+        with failing(f"{target}: running the model"):
+            return find_nonfinite(*made)
     from parity.case import Setting
     from parity.case.discovery import choose_cases, find_systems
 

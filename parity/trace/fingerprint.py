@@ -68,7 +68,13 @@ def stats(value: Tensor) -> Stats:
         max=float(good.max()) if good.numel() else 0.0,
         sum=float(good.sum()),
         sumsq=float(good.dot(good)),
+        where=digest(_classes(wide)) if bad is not None else "",
     )
+
+
+def _classes(wide: Tensor) -> Tensor:
+    """Return 1 for NaN, 2 and 3 for the infinities, 0 for what is finite."""
+    return torch.isnan(wide) + 2 * (wide == float("inf")) + 3 * (wide == float("-inf")).to(torch.uint8)
 
 
 def digest(value: Tensor) -> str:

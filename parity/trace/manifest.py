@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parity.boundary.limits import AXES, INTEGER, NAME
+from parity.boundary.text import one_line
 from parity.trace import KINDS, Manifest, Parameter, Record, Stats
 
 _NUMBER = (int, float)
 _STATS: Mapping[str, Any] = {f.name: _NUMBER for f in dataclasses.fields(Stats)} | {
-    "first_nonfinite": (int, type(None))
+    "first_nonfinite": (int, type(None)),
+    "where": str,
 }
 _RECORD: Mapping[str, Any] = {
     "site": str,
@@ -64,15 +68,26 @@ def record_from_json(item: Any, sketch: Tensor | None) -> Record:
     """Return the record that `item` describes. Raises ValueError with what is wrong."""
     fields = _checked(item, _RECORD, "record", _NEEDED)
     if fields["kind"] not in KINDS:
-        raise ValueError(f"unknown kind {fields['kind']!r}")
+        raise ValueError(f"unknown kind {one_line(fields['kind'], 40)!r}")
     if not isinstance(getattr(torch, fields["dtype"], None), torch.dtype):
-        raise ValueError(f"unknown dtype {fields['dtype']!r}")
-    _all_integers(fields["shape"], "shape")
+        raise ValueError(f"unknown dtype {one_line(fields['dtype'], 40)!r}")
+    for name in ("site", "module", "origin", "layout", "role", "digest"):
+        if len(fields.get(name, "")) > NAME:
+            raise ValueError(f"{name!r} of a record has more than {NAME} characters")
+    if any(len(axis) > NAME for axis in fields["coords"]):
+        raise ValueError(f"an axis has more than {NAME} characters")
+    if not 0 <= fields["order"] <= INTEGER:
+        raise ValueError("'order' of a record is negative")
+    size = _shape(fields["shape"])
     _all_integers(fields["coords"].values(), "coords")
     if sketch is not None and (sketch.dim() != 1 or not sketch.is_floating_point()):
         raise ValueError(f"the sketch of {fields['site']!r} is no row of numbers")
     if fields.get("stats") is not None:
         fields["stats"] = _stats(fields["stats"])
+        if fields["stats"].count not in (size, 2 * size):  # complex ones count both parts
+            raise ValueError(
+                f"{one_line(fields['site'], 60)!r} has {size} elements, its statistics {fields['stats'].count}"
+            )
     fields["shape"] = tuple(fields["shape"])
     return Record(**fields, sketch=sketch)
 
@@ -94,12 +109,13 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
         kind: {name: _parameter(item) for name, item in fields.get(kind, {}).items()}
         for kind in ("parameters", "buffers")
     }
-    return Manifest(**fields | {"notes": tuple(fields.get("notes", ()))} | described)
+    whole = fields.get("complete", False)  # who does not say that it is whole may have been killed
+    return Manifest(**fields | {"notes": tuple(fields.get("notes", ())), "complete": whole} | described)
 
 
 def _parameter(item: Any) -> Parameter:
     fields = _checked(item, _PARAMETER, "parameter", ("shape", "dtype", "stats"))
-    _all_integers(fields["shape"], "shape")
+    _shape(fields["shape"])
     digests, sketch = fields.get("digests", {}), fields.get("sketch", [])
     _all_of({"digests": digests}, str, "parameter")
     _all_of({"sketch": dict(enumerate(sketch))}, _NUMBER, "parameter")
@@ -107,7 +123,20 @@ def _parameter(item: Any) -> Parameter:
 
 
 def _stats(item: Any) -> Stats:
-    return Stats(**_checked(item, _STATS, "stats", ("count",)))
+    found = Stats(**_checked(item, _STATS, "stats", ("count",)))
+    counts = (found.count, found.nan, found.posinf, found.neginf, found.zeros)
+    if not all(isinstance(n, int) and 0 <= n <= INTEGER for n in counts) or max(counts) > found.count:
+        raise ValueError("counts of stats must be whole numbers, none above the count of elements")
+    return found
+
+
+def _shape(shape: list[Any]) -> int:
+    """Check a shape; return its number of elements."""
+    _all_integers(shape, "shape")
+    size = int(math.prod(shape))
+    if len(shape) > AXES or any(n < 0 for n in shape) or size > INTEGER:
+        raise ValueError(f"no tensor has the shape {one_line(shape, 60)}")
+    return size
 
 
 def _checked(item: Any, types: Mapping[str, Any], what: str, needed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -119,9 +148,11 @@ def _checked(item: Any, types: Mapping[str, Any], what: str, needed: tuple[str, 
             raise ValueError(f"a {what} has no {name!r}")
     for name, value in item.items():
         if name not in types:
-            raise ValueError(f"unknown entry {name!r} in a {what}")
+            raise ValueError(f"unknown entry {one_line(name, 40)!r} in a {what}")
         if not isinstance(value, types[name]) or (isinstance(value, bool) and types[name] is not bool):
             raise ValueError(f"{name!r} of a {what} cannot be {type(value).__name__}")
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            raise ValueError(f"the names in {name!r} of a {what} must be text")
     return dict(item)
 
 

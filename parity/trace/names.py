@@ -14,78 +14,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from parity.boundary.limits import NAME, PATTERN, RULES
+from parity.boundary.patterns import Pattern, expanded
+from parity.boundary.text import one_line
+from parity.boundary.yaml import read_yaml
 from parity.errors import CaseError
+from parity.trace.rules import Rule, Split, Target, rearrange, rearrange_back
 
-
-@dataclass(frozen=True)
-class Split:
-    """A fused port tensor that is several reference tensors: equal parts of `axis`, or parts of `sizes`."""
-
-    axis: int
-    into: tuple[str, ...]
-    sizes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rule:
-    port: str = ""
-    reference: str = ""
-    layout: str = ""
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    split: Split | None = None
-    ignore: str = ""
-    also: tuple[
-        str, ...
-    ] = ()  # further reference sites that are this same tensor (the input of each part of a fused projection)
-    how: str = "map"  # the evidence, for maps that were inferred
-    apart: bool = (
-        False  # what is no pair: port sites that have no partner, or not this one (`reference` is a regular expression)
-    )
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a port tensor (or one part of it) belongs on the reference side."""
-
-    site: str
-    layout: str = ""
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    axis: int = 0
-    part: int = 0
-    parts: tuple[int, ...] = ()  # sizes of all parts; () with of > 1 means equal parts
-    of: int = 1
-
-    def to_reference(self, value: Tensor) -> Tensor:
-        """Return the port's `value` as a view in the reference's layout."""
-        if self.of > 1:
-            value = self._parts(value)[self.part]
-        return rearrange(value, self.layout, self.sizes) if self.layout else value
-
-    def to_port(self, value: Tensor, old: Tensor) -> Tensor:
-        """Return the reference's `value` in the port's layout and dtype, laid over `old` (the port's own tensor)."""
-        if self.layout:
-            value = rearrange_back(value, self.layout, self.to_reference_shape(old), self.sizes)
-        value = value.to(dtype=old.dtype, device=old.device)
-        if self.of == 1:
-            return value.reshape(old.shape)
-        fused = old.clone()
-        self._parts(fused)[self.part].copy_(value)
-        return fused
-
-    def to_reference_shape(self, old: Tensor) -> Tensor:
-        return self._parts(old)[self.part] if self.of > 1 else old
-
-    def _parts(self, value: Tensor) -> Sequence[Tensor]:
-        if self.parts:
-            pieces: Sequence[Tensor] = value.split(list(self.parts), dim=self.axis)
-            return pieces
-        return value.chunk(self.of, dim=self.axis)
+__all__ = ["NameMap", "Rule", "Split", "Target", "load_names", "parse_names", "rearrange", "rearrange_back"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +39,10 @@ class NameMap:
     inferred: bool = False
 
     def __post_init__(self) -> None:
-        compiled = [(re.compile(rule.port), rule) for rule in self.rules if rule.port]
-        ignored = [(re.compile(rule.reference), rule.ignore) for rule in self.rules if rule.ignore and not rule.port]
+        compiled = [(_compiled(rule, rule.port), rule) for rule in self.rules if rule.port]
+        ignored = [
+            (_compiled(rule, rule.reference), rule.ignore) for rule in self.rules if rule.ignore and not rule.port
+        ]
         object.__setattr__(self, "_compiled", compiled)
         object.__setattr__(self, "_ignored", ignored)
         object.__setattr__(self, "_memo", {})
@@ -125,12 +67,13 @@ class NameMap:
                 names = rule.split.into
                 return tuple(
                     Target(
-                        found.expand(name), rule.layout, rule.sizes, rule.split.axis, i, rule.split.sizes, len(names)
+                        expanded(found, name), rule.layout, rule.sizes, rule.split.axis, i, rule.split.sizes, len(names)
                     )
                     for i, name in enumerate(names)
                 )
-            first = found.expand(rule.reference) if rule.reference else site
-            return tuple(Target(name, rule.layout, rule.sizes) for name in (first, *map(found.expand, rule.also)))
+            first = expanded(found, rule.reference) if rule.reference else site
+            rest = (expanded(found, name) for name in rule.also)
+            return tuple(Target(name, rule.layout, rule.sizes) for name in (first, *rest))
         return self._gradient_targets(site) or (Target(site),)
 
     def _gradient_targets(self, site: str) -> tuple[Target, ...]:
@@ -157,7 +100,9 @@ class NameMap:
     def forbids(self, port: str, reference: str) -> bool:
         """Tell whether a rule of the user keeps a port site and a reference site apart."""
         return any(
-            rule.apart and pattern.fullmatch(port) and (not rule.reference or re.fullmatch(rule.reference, reference))
+            rule.apart
+            and pattern.fullmatch(port)
+            and (not rule.reference or _compiled(rule, rule.reference).fullmatch(reference))
             for pattern, rule in self._compiled  # type: ignore[attr-defined]
         )
 
@@ -193,6 +138,11 @@ class NameMap:
         return None
 
 
+def _compiled(rule: Rule, text: str) -> Pattern | re.Pattern[str]:
+    """Compile a pattern: a given one is stopped when it takes too long, an inferred one is an escaped name."""
+    return Pattern(text, "name map") if rule.how == "map" else re.compile(text)
+
+
 def parse_names(value: Any, where: str = "name map") -> NameMap:
     """Build a name map from plain data (a list of mappings).
 
@@ -202,45 +152,61 @@ def parse_names(value: Any, where: str = "name map") -> NameMap:
         raise CaseError(
             f"{where}: expected a list of rules like {{port: REGEX, reference: TEMPLATE}}, got {type(value).__name__}"
         )
-    rules = []
-    for i, item in enumerate(value):
-        rules.append(_parse_rule(item, f"{where}: rule {i + 1}"))
-    return NameMap(tuple(rules))
+    if len(value) > RULES:
+        raise CaseError(f"{where}: {len(value)} rules; {RULES} are read at most")
+    return NameMap(tuple(_parse_rule(item, f"{where}: rule {i + 1}") for i, item in enumerate(value)))
 
 
 def _parse_rule(item: Any, where: str) -> Rule:
     if not isinstance(item, Mapping):
-        raise CaseError(f"{where}: expected a mapping like {{port: REGEX, reference: TEMPLATE}}, got {item!r}")
-    unknown = set(item) - {"port", "reference", "layout", "sizes", "split", "ignore", "apart"}
+        raise CaseError(
+            f"{where}: expected a mapping like {{port: REGEX, reference: TEMPLATE}}, got {one_line(repr(item), 60)}"
+        )
+    unknown = [name for name in item if name not in _RULE]
     if unknown or not ({"port", "reference"} & set(item)):
-        raise CaseError(f"{where}: unknown keys {sorted(unknown)} or neither 'port' nor 'reference' given")
+        listed = one_line(", ".join(map(repr, unknown[:3])), 80)
+        raise CaseError(f"{where}: unknown keys [{listed}] or neither 'port' nor 'reference' given")
     rule = Rule(
-        port=str(item.get("port", "")),
-        reference=str(item.get("reference", "")),
-        layout=str(item.get("layout", "")),
+        port=_parse_text(item, "port", where),
+        reference=_parse_text(item, "reference", where),
+        layout=_parse_text(item, "layout", where),
         sizes=_parse_sizes(item.get("sizes", {}), where),
         split=_parse_split(item["split"], where) if "split" in item else None,
-        ignore=str(item.get("ignore", "")),
+        ignore=_parse_text(item, "ignore", where),
         apart=_parse_apart(item, where),
     )
-    templates = rule.split.into if rule.split else (rule.reference,) if rule.port and not rule.apart else ()
-    for pattern in (rule.port, rule.reference if rule.apart or (rule.ignore and not rule.port) else ""):
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise CaseError(f"{where}: {pattern!r} is no regular expression: {error}") from None
-        wanted = max((int(n) for t in templates for n in re.findall(r"\\(\d+)", t)), default=0)
-        if pattern == rule.port and wanted > groups:
-            raise CaseError(f"{where}: {pattern!r} has {groups} groups, its target names group {wanted}")
+    _check_patterns(rule, where)
     if rule.layout and rule.layout.count("->") != 1:
-        raise CaseError(f"{where}: layout {rule.layout!r} is no einops pattern like 'b l h d -> b h l d'")
+        raise CaseError(f"{where}: layout {one_line(rule.layout, 60)!r} is no einops pattern like 'b l h d -> b h l d'")
     return rule
+
+
+_RULE = ("port", "reference", "layout", "sizes", "split", "ignore", "apart")
+
+
+def _check_patterns(rule: Rule, where: str) -> None:
+    """Compile what will be matched, and check that every target names groups that are there."""
+    port = Pattern(rule.port, where)
+    if rule.apart or (rule.ignore and not rule.port):
+        Pattern(rule.reference, where)
+    elif rule.port:
+        for template in rule.split.into if rule.split else (rule.reference,):
+            port.check_template(template)
+
+
+def _parse_text(item: Mapping[str, Any], name: str, where: str) -> str:
+    value = item.get(name, "")
+    if not isinstance(value, str):
+        raise CaseError(f"{where}: {name!r} must be text, not {type(value).__name__}: put it in quotes")
+    if len(value) > PATTERN:
+        raise CaseError(f"{where}: {name!r} has more than {PATTERN} characters")
+    return value
 
 
 def _parse_apart(item: Mapping[str, Any], where: str) -> bool:
     apart = item.get("apart", False)
     if not isinstance(apart, bool):
-        raise CaseError(f"{where}: 'apart' must be true or false, not {apart!r}")
+        raise CaseError(f"{where}: 'apart' must be true or false, not {one_line(repr(apart), 40)}")
     if apart and (not item.get("port") or {"layout", "split", "ignore"} & set(item)):
         raise CaseError(f"{where}: 'apart' needs a port, may name a reference, and stands with nothing else")
     return apart
@@ -250,53 +216,31 @@ def _parse_split(raw: Any, where: str) -> Split:
     if not isinstance(raw, Mapping) or "into" not in raw:
         raise CaseError(f"{where}: 'split' needs {{axis, into: [names]}}")
     axis, into, sizes = raw.get("axis", -1), raw["into"], raw.get("sizes", ())
-    if not isinstance(axis, int):
-        raise CaseError(f"{where}: 'axis' of a split must be a whole number, not {axis!r}")
-    if not isinstance(into, (list, tuple)) or not into:
-        raise CaseError(f"{where}: 'into' of a split must be a list of names, not {into!r}")
+    if not _is_number(axis):
+        raise CaseError(f"{where}: 'axis' of a split must be a whole number, not {one_line(repr(axis), 40)}")
+    if not isinstance(into, (list, tuple)) or not into or not all(isinstance(n, str) and len(n) <= NAME for n in into):
+        raise CaseError(f"{where}: 'into' of a split must be a list of names, not {one_line(repr(into), 60)}")
     if (
         not isinstance(sizes, (list, tuple))
-        or not all(isinstance(n, int) for n in sizes)
+        or not all(_is_number(n) for n in sizes)
         or len(sizes) not in (0, len(into))
     ):
         raise CaseError(
-            f"{where}: 'sizes' of a split must be one whole number for each of {len(into)} names, not {sizes!r}"
+            f"{where}: 'sizes' of a split must be one whole number for each of {len(into)} names, not {one_line(repr(sizes), 60)}"
         )
-    return Split(axis, tuple(map(str, into)), tuple(sizes))
+    return Split(axis, tuple(into), tuple(sizes))
 
 
 def _parse_sizes(raw: Any, where: str) -> dict[str, int]:
-    if not isinstance(raw, Mapping) or not all(isinstance(v, int) for v in raw.values()):
-        raise CaseError(f"{where}: 'sizes' must give axis lengths like {{h: 12}}, not {raw!r}")
-    return {str(k): int(v) for k, v in raw.items()}
+    if not isinstance(raw, Mapping) or not all(isinstance(k, str) and _is_number(v) for k, v in raw.items()):
+        raise CaseError(f"{where}: 'sizes' must give axis lengths like {{h: 12}}, not {one_line(repr(raw), 60)}")
+    return dict(raw)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
 
 
 def load_names(path: Path) -> NameMap:
     """Read a name map from a YAML (or JSON) file."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CaseError(f"cannot read the name map {path}: {str(error).splitlines()[0]}") from None
-    return parse_names(value, str(path))
-
-
-def rearrange(value: Tensor, pattern: str, sizes: Mapping[str, int]) -> Tensor:
-    """Apply an einops pattern (einops is imported only where a map asks for a layout)."""
-    import einops
-
-    arranged: Tensor = einops.rearrange(value, pattern, **sizes)
-    return arranged
-
-
-def rearrange_back(value: Tensor, pattern: str, port: Tensor, sizes: Mapping[str, int]) -> Tensor:
-    """Undo an einops pattern; axis lengths are read off the port's own tensor."""
-    import einops
-
-    left, right = (side.strip() for side in pattern.split("->"))
-    lengths = dict(sizes) | einops.parse_shape(port, left) if "(" not in left else dict(sizes)
-    lengths.pop("_", None)
-    used = {k: v for k, v in lengths.items() if k in re.findall(r"\w+", right)}
-    arranged: Tensor = einops.rearrange(value, f"{right} -> {left}", **used)
-    return arranged
+    return parse_names(read_yaml(path, "name map"), str(path))

@@ -37,6 +37,7 @@ class Stats:
     max: float = 0.0
     sum: float = 0.0
     sumsq: float = 0.0
+    where: str = ""  # hash of the places and classes of what is not finite
 
     @property
     def nonfinite(self) -> int:

@@ -1,109 +1,40 @@
-"""Traces on disk. Nothing is unpickled; everything appears under its name only when it is whole.
+"""Traces on disk, read. Nothing is unpickled; what does not fit together is refused in one line.
 
-A trace folder holds `manifest.json` and shards `records-00000.safetensors`, ... . A shard carries the records as JSON in its metadata, full tensors
-under `t.<order>` (complex ones as `c.<order>`, real and imaginary parts on a last axis) and sketches under `s.<order>`. The manifest is written first (incomplete), again after each shard, and last (complete): a killed run
-leaves a trace that opens and says that it is incomplete.
+A trace folder holds `manifest.json` and the shards that it names, `records-<writer>-00000.safetensors`, ... . A shard carries the records as JSON in its metadata, full tensors
+under `t.<order>` (complex ones as `c.<order>`, real and imaginary parts on a last axis) and sketches under `s.<order>`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from parity.boundary.json import parse_json, read_json
+from parity.boundary.limits import AXES, NAME
+from parity.boundary.text import one_line, reason
 from parity.errors import TraceError
-from parity.files import replacing, write_text
 from parity.result import parse_key
-from parity.trace import FORMAT_VERSION, Manifest, MemorySource, Parameter, Record, Trace
-from parity.trace.fingerprint import digest, sketch, stats
-from parity.trace.manifest import manifest_from_json, manifest_to_json, record_from_json, record_to_json
+from parity.trace import FORMAT_VERSION, Manifest, MemorySource, Record, Trace
+from parity.trace.fingerprint import BUCKETS
+from parity.trace.manifest import manifest_from_json, record_from_json
+from parity.trace.writer import FORMAT, MANIFEST, SHARD, TraceWriter, write_trace
 
-_SHARD_BYTES = 64 << 20
-_SHARD_RECORDS = 2000
-
-
-class TraceWriter:
-    """Write records into a trace folder as they come. `with TraceWriter(path, manifest) as w: w.write(record, tensor)`."""
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = Path(path)
-        self.manifest = dataclasses.replace(manifest, complete=False)
-        self._records: list[Record] = []
-        self._tensors: dict[str, Tensor] = {}
-        self._bytes = 0
-        self._shards = 0
-
-    def __enter__(self) -> TraceWriter:
-        self.path.mkdir(parents=True, exist_ok=True)
-        for stale in [*self.path.glob("records-*.safetensors"), *self.path.glob("manifest.json")]:
-            stale.unlink()
-        self._write_manifest()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.flush()
-        if kind is None:
-            self.manifest = dataclasses.replace(self.manifest, complete=True)
-            self._write_manifest()
-
-    def write(self, record: Record, tensor: Tensor | None) -> None:
-        """Take one record; flush a shard when enough is gathered."""
-        self._records.append(record)
-        if record.sketch is not None:
-            self._tensors[f"s.{record.order}"] = record.sketch
-        if tensor is not None:
-            tensor = tensor.detach().to("cpu")
-            name, tensor = ("c", torch.view_as_real(tensor.resolve_conj())) if tensor.is_complex() else ("t", tensor)
-            self._tensors[f"{name}.{record.order}"] = tensor.contiguous()
-            self._bytes += tensor.numel() * tensor.element_size()
-        if self._bytes >= _SHARD_BYTES or len(self._records) >= _SHARD_RECORDS:
-            self.flush()
-
-    def describe(self, parameters: Mapping[str, Parameter]) -> None:
-        """Add a model's weights to the manifest."""
-        known = {**self.manifest.parameters, **parameters}
-        self.manifest = dataclasses.replace(self.manifest, parameters=known)
-
-    def flush(self) -> None:
-        """Write what is gathered as one shard, atomically."""
-        if not self._records:
-            return
-        target = self.path / f"records-{self._shards:05d}.safetensors"
-        with replacing(target) as temporary:
-            save_file(self._tensors, temporary, {"records": json.dumps([record_to_json(r) for r in self._records])})
-        self._records, self._tensors, self._bytes = [], {}, 0
-        self._shards += 1
-        self._write_manifest()
-
-    def _write_manifest(self) -> None:
-        fields = manifest_to_json(self.manifest) | {"shards": self._shards, "format": "parity-trace"}
-        write_text(self.path / "manifest.json", json.dumps(fields, indent=1) + "\n")
-
-
-def write_trace(trace: Trace, path: Path) -> None:
-    """Write an in-memory trace to a folder."""
-    with TraceWriter(path, trace.manifest) as writer:
-        for record in trace:
-            writer.write(_with_digests(record, trace.tensor(record.key)), trace.tensor(record.key))
-    if not trace.manifest.complete:
-        writer.manifest = trace.manifest
-        writer._write_manifest()
-
-
-def _with_digests(record: Record, tensor: Tensor | None) -> Record:
-    """Complete a record that kept its tensor alone: what is written can be compared without it."""
-    if record.stats is not None or tensor is None:
-        return record
-    return dataclasses.replace(record, stats=stats(tensor), digest=digest(tensor), sketch=sketch(tensor))
+__all__ = [
+    "FileSource",
+    "TraceWriter",
+    "in_memory",
+    "load_trace",
+    "natural_key",
+    "open_safetensors",
+    "read_metadata",
+    "write_trace",
+]
 
 
 def load_trace(path: str | Path) -> Trace:
@@ -112,11 +43,13 @@ def load_trace(path: str | Path) -> Trace:
     Raises TraceError with one line when the file cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        return _load_folder(path)
-    if not path.exists():
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError) as error:
+        raise TraceError(f"cannot read the trace {path}: {reason(error)}") from None
+    if not there:
         raise TraceError(f"cannot read the trace {path}: no such file or folder")
-    return _load_plain(path)
+    return _load_folder(path) if folder else _load_plain(path)
 
 
 class FileSource:
@@ -142,8 +75,8 @@ def open_safetensors(path: Path) -> Any:
     """Open a safetensors file; one clear line when it is missing, truncated or no such file."""
     try:
         return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise TraceError(f"cannot read {path}: no whole safetensors file ({str(error).splitlines()[0]})") from None
+    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise TraceError(f"cannot read {path}: no whole safetensors file ({reason(error)})") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -152,52 +85,68 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _load_folder(path: Path) -> Trace:
-    manifest, shards = _read_manifest(path)
+    manifest, files = _read_manifest(path)
     records: list[Record] = []
     where: dict[str, tuple[Path, str]] = {}
-    seen: set[str] = set()
     pairs: set[str] = set()
-    files = sorted(path.glob("records-*.safetensors"))
-    if len(files) < shards:
-        raise TraceError(f"{path}: the manifest lists {shards} shards, {len(files)} are there")
     for file in files:
         handle = open_safetensors(file)
         names = set(handle.keys())
+        listed = parse_json((handle.metadata() or {}).get("records", "null"), f"{file}: its record list")
         try:
-            for item in json.loads((handle.metadata() or {})["records"]):
-                sketch = handle.get_tensor(f"s.{item['order']}") if f"s.{item['order']}" in names else None
-                record = record_from_json(item, sketch)
-                if record.key in seen:
+            for record, name in _records(listed, handle, names):
+                if record.key in where:
                     raise ValueError(f"two records named {record.key}")
-                seen.add(record.key)
+                where[record.key] = (file, name)
                 records.append(record)
-                if f"t.{record.order}" in names:
-                    where[record.key] = (file, f"t.{record.order}")
-                elif f"c.{record.order}" in names:
-                    where[record.key] = (file, f"c.{record.order}")
+                if name.startswith("c."):
                     pairs.add(record.key)
-        except (KeyError, TypeError, ValueError) as error:
-            raise TraceError(f"{file}: its record list is malformed ({type(error).__name__}: {error})") from None
-    return Trace(records, manifest, FileSource(where, pairs))
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise TraceError(f"{file}: its record list is malformed ({reason(error)})") from None
+    return Trace(records, manifest, FileSource({key: found for key, found in where.items() if found[1]}, pairs))
 
 
-def _read_manifest(path: Path) -> tuple[Manifest, int]:
-    file = path / "manifest.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise TraceError(f"{path} is no trace: it has no manifest.json") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise TraceError(f"{file} is no JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("format") != "parity-trace":
+def _records(listed: Any, handle: Any, names: Collection[str]) -> Iterator[tuple[Record, str]]:
+    """Yield each record of a shard and the name of its tensor ("" without one); what the file holds must be what the record says."""
+    if not isinstance(listed, list):
+        raise ValueError("it is no list")
+    for item in listed:
+        order = item["order"] if isinstance(item, dict) else None
+        sketch = handle.get_tensor(f"s.{order}") if f"s.{order}" in names else None
+        record = record_from_json(item, sketch)
+        if sketch is not None and sketch.numel() not in BUCKETS:
+            raise ValueError(f"the sketch of {one_line(record.site, 60)!r} has {sketch.numel()} buckets")
+        name = next((f"{kind}.{order}" for kind in "tc" if f"{kind}.{order}" in names), "")
+        if name:
+            held = tuple(handle.get_slice(name).get_shape())
+            if held != ((*record.shape, 2) if name.startswith("c.") else record.shape):
+                raise ValueError(f"{one_line(record.site, 60)!r} is {list(record.shape)}, its tensor {list(held)}")
+        yield record, name
+
+
+def _read_manifest(path: Path) -> tuple[Manifest, list[Path]]:
+    """Return the manifest and the shards that it names."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise TraceError(f"{path} is no trace: it has no {MANIFEST}")
+    raw = read_json(file)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise TraceError(f"{file} is no parity manifest")
     if raw.get("version") != FORMAT_VERSION:
-        raise TraceError(f"{file}: trace format {raw.get('version')}, this parity reads {FORMAT_VERSION}")
-    shards = raw.get("shards", 0)
-    if not isinstance(shards, int):
+        raise TraceError(f"{file}: trace format {one_line(raw.get('version'), 40)}, this parity reads {FORMAT_VERSION}")
+    shards, named = raw.get("shards", 0), raw.get("files")
+    if not isinstance(shards, int) or isinstance(shards, bool) or shards < 0:
         raise TraceError(f"{file}: 'shards' must be a number")
+    if named is None:  # written before manifests named their shards
+        named = sorted(f.name for f in path.glob("records-*.safetensors") if re.fullmatch(r"records-\d+\.\w+", f.name))
+    elif not isinstance(named, list) or not all(isinstance(n, str) and SHARD.fullmatch(n) for n in named):
+        raise TraceError(f"{file}: 'files' must list shards, named records-*.safetensors")
+    files = [path / name for name in named]
+    there = sum(f.is_file() for f in files)
+    if there < max(shards, len(files)):
+        raise TraceError(f"{path}: the manifest lists {max(shards, len(files))} shards, {there} are there")
     try:
-        return manifest_from_json(raw), shards
+        return manifest_from_json(raw), files
     except ValueError as error:
         raise TraceError(f"{file}: {error}") from None
 
@@ -211,6 +160,8 @@ def _load_plain(path: Path) -> Trace:
     order, assumed = _order(path, keys, metadata)
     records, where = [], {}
     for i, key in enumerate(order):
+        if len(key) > NAME:
+            raise TraceError(f"{path}: the key {one_line(key, 60)!r} has more than {NAME} characters")
         site, coords = parse_key(_plain_name(key))
         view = handle.get_slice(key)
         record = Record(
@@ -219,12 +170,14 @@ def _load_plain(path: Path) -> Trace:
             kind=_guess_kind(site, key),
             order=i,
             shape=tuple(view.get_shape()),
-            dtype=_DTYPES.get(view.get_dtype()) or str(handle.get_tensor(key).dtype).removeprefix("torch."),
+            dtype=_dtype(path, key, view.get_dtype()),
         )
         if record.key in where:
             raise TraceError(f"{path}: two keys name the record {record.key}")
         records.append(record)
         where[record.key] = (path, key)
+    if any(len(r.shape) > AXES for r in records):
+        raise TraceError(f"{path}: a tensor of more than {AXES} axes")
     manifest = Manifest(
         system=metadata.get("system", ""),
         case=metadata.get("case", ""),
@@ -236,18 +189,25 @@ def _load_plain(path: Path) -> Trace:
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16",
-    "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
+    "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool", "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
+
+
+def _dtype(path: Path, key: str, name: str) -> str:
+    """Return torch's name of a dtype of the file. Raises TraceError for one that torch cannot hold."""
+    found = _DTYPES.get(name, "")
+    if not hasattr(torch, found or "-"):
+        raise TraceError(f"{path}: {one_line(key, 80)!r} is {name}, which this torch cannot read")
+    return found
 
 
 def _order(path: Path, keys: list[str], metadata: Mapping[str, str]) -> tuple[list[str], bool]:
     """Return the keys in the order that the metadata gives, or in natural order (assumed)."""
     if "order" not in metadata:
         return sorted(keys, key=natural_key), True
-    try:
-        listed = json.loads(metadata["order"])
-    except ValueError:
-        raise TraceError(f"{path}: its 'order' metadata is no JSON list of keys") from None
+    listed = parse_json(metadata["order"], f"{path}: its 'order' metadata")
     if not isinstance(listed, list) or not all(isinstance(k, str) for k in listed):
         raise TraceError(f"{path}: its 'order' metadata is no JSON list of keys")
     known = set(keys)
@@ -255,7 +215,7 @@ def _order(path: Path, keys: list[str], metadata: Mapping[str, str]) -> tuple[li
     chosen = [k if k in known else by_name.get(k, "") for k in listed]
     missing = [k for k, c in zip(listed, chosen, strict=True) if not c]
     if missing:
-        raise TraceError(f"{path}: its 'order' lists {missing[0]!r}, which the file does not hold")
+        raise TraceError(f"{path}: its 'order' lists {one_line(missing[0], 80)!r}, which the file does not hold")
     rest = sorted(known - set(chosen), key=natural_key)
     return list(dict.fromkeys(chosen)) + rest, bool(rest)
 
@@ -287,11 +247,6 @@ _KIND_WORDS = {
     "frame": ("frame",),
     "weight": ("weight", "bias"),
 }
-
-
-def sketched(trace: Trace) -> Trace:
-    """Return the trace without its full tensors: statistics, hashes and sketches in their place."""
-    return Trace([_with_digests(r, trace.tensor(r.key)) for r in trace], trace.manifest, MemorySource())
 
 
 def in_memory(trace: Trace) -> Trace:

@@ -161,7 +161,7 @@ def test_a_side_that_fails_is_status_three(project, parity):
         (["diagnose", "absent.npy", "absent.npy"], "cannot read the tensor absent.npy"),
         (["golden", "verify"], "Missing argument"),
         (["capture", "absent.py"], "no script at absent.py"),
-        (["capture", "notamodule"], "neither a script.py nor package.module:callable"),
+        (["capture", "notamodule"], "give package.module:callable"),
         (["capture", "absent_module:f"], "cannot load absent_module:f"),
         (["capture", "math:sqrt", "--modules", "("], "no regular expression"),
         (["nonfinite", "absent"], "unknown system or case 'absent'"),

@@ -18,8 +18,8 @@ from parity.compare.measure import measure, own_errors, relative_l2, worst
 from parity.compare.verdict import judge, verdict_of
 from parity.errors import CaseError, TraceError
 from parity.locate.first import first_divergence
+from parity.report.saved import read_results
 from parity.result import EXIT_STATUS, Divergence, Result, format_key, parse_key
-from parity.session import read_results
 from parity.trace import Manifest, MemorySource, Record, Trace
 from parity.trace.fingerprint import digest, sketch, stats
 from parity.trace.names import parse_names

@@ -115,7 +115,7 @@ def test_an_order_that_leaves_keys_out_counts_as_assumed(tmp_path):
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ("no json", "no JSON list of keys"),
+        ("no json", "its 'order' metadata is no JSON"),
         ('{"a": 1}', "no JSON list of keys"),
         ("[1]", "no JSON list of keys"),
         ('["absent"]', "lists 'absent', which the file does not hold"),

@@ -1,4 +1,4 @@
-"""DPM-Solver++ (2M, midpoint) for flow matching (spec A13)."""
+"""DPM-Solver++ (multistep, midpoint) of order 2 or 3 for flow matching (spec A13; Lu et al. 2022, algorithm 2, and its third order)."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,18 @@ from .schedules import Schedule, log_snr, start_index
 
 
 class DPMSolverPP:
-    """Second-order multistep solver on data predictions. One object runs one trajectory.
+    """Multistep solver on data predictions. One object runs one trajectory.
 
-    The first and the last step are of first order. The sample is cast to float32 inside, the result to the dtype of the
-    velocity.
+    The first and the last step are of first order; of the third order, the second step and (below 15 steps) the last but one are of the
+    second. The sample is cast to float32 inside, the result to the dtype of the velocity.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.sigmas, self.timesteps = schedule.sigmas, schedule.timesteps
+    def __init__(self, schedule: Schedule, order: int = 2) -> None:
+        if order not in (1, 2, 3):
+            raise ValueError(f"DPM-Solver++ has the orders 1, 2 and 3, not {order}")
+        self.sigmas, self.timesteps, self.order = schedule.sigmas, schedule.timesteps, order
         self.index: int | None = None
-        self.previous: Tensor | None = None  # data prediction of the step before
+        self.previous: tuple[Tensor, ...] = ()  # data predictions of the steps before, the latest first
 
     def data_prediction(self, velocity: Tensor, sample: Tensor) -> Tensor:
         """`m = x − σ_i·v`."""
@@ -36,6 +38,35 @@ class DPMSolverPP:
         factor = (1 - following) * (torch.exp(-h) - 1.0)
         return (following / sigma) * sample - factor * m - 0.5 * factor * slope
 
+    def third_order(self, m: Tensor, previous: Tensor, earlier: Tensor, sample: Tensor) -> Tensor:
+        """The update on three predictions: first and second differences over unequal steps in log-SNR.
+
+        `(σ_{i+1}/σ_i)·x − α_{i+1}(e^{−h} − 1)·m + α_{i+1}((e^{−h} − 1)/h + 1)·D₁ − α_{i+1}((e^{−h} − 1 + h)/h² − ½)·D₂`; σ₀ = 1 gives r₁ = ∞
+        and D₂ = 0.
+        """
+        lambdas = log_snr(self.sigmas[self.index - 2 : self.index + 2])
+        sigma, following = self.sigmas[self.index], self.sigmas[self.index + 1]
+        h1, h0, h = lambdas[1] - lambdas[0], lambdas[2] - lambdas[1], lambdas[3] - lambdas[2]
+        r0, r1 = h0 / h, h1 / h
+        recent, older = (1.0 / r0) * (m - previous), (1.0 / r1) * (previous - earlier)
+        first = recent + (r0 / (r0 + r1)) * (recent - older)
+        second = (1.0 / (r0 + r1)) * (recent - older)
+        alpha, decay = 1 - following, torch.exp(-h) - 1.0
+        return (
+            (following / sigma) * sample
+            - (alpha * decay) * m
+            + (alpha * (decay / h + 1.0)) * first
+            - (alpha * ((decay + h) / h**2 - 0.5)) * second
+        )
+
+    def order_now(self) -> int:
+        """Return the order of this step: as many predictions as there are, fewer towards the end."""
+        left = len(self.timesteps) - self.index
+        order = min(self.order, len(self.previous) + 1)
+        if left == 1:
+            return 1
+        return min(order, 2) if left == 2 and len(self.timesteps) < 15 else order
+
     def step(self, velocity: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
         """Return the sample at the next sigma.
 
@@ -46,11 +77,8 @@ class DPMSolverPP:
         if self.index >= len(self.timesteps):
             raise ValueError(f"step {self.index} is beyond the {len(self.timesteps)} time steps of this schedule")
         m = self.data_prediction(velocity, sample)
-        last = self.index == len(self.timesteps) - 1
-        if self.previous is None or last:
-            out = self.first_order(m, sample.float())
-        else:
-            out = self.second_order(m, self.previous, sample.float())
-        self.previous = m
+        update = (self.first_order, self.second_order, self.third_order)[self.order_now() - 1]
+        out = update(m, *self.previous[: self.order_now() - 1], sample.float())
+        self.previous = (m, *self.previous)[:2]
         self.index += 1
         return out.to(velocity.dtype)

@@ -1,0 +1,103 @@
+"""What holds for traces that anybody made, where no case says more: a result has its shape and its kind of numbers, and it is there.
+
+A run under parity says what it returned and what its case allows. Plain traces do not: here the last record of the reference, and what is
+called an output, is the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from parity.align.pairs import Alignment, Pair
+from parity.boundary.text import one_line
+from parity.errors import CaseError
+from parity.result import Divergence, Row
+from parity.trace import Record, Trace
+
+EMPTY = "no compared record has an element: nothing was compared"
+_VALUES = (
+    "activation",
+    "output",
+    "latent",
+    "frame",
+    "gradient",
+    "weight",
+)  # others may be held as other numbers: ids, masks
+
+
+def refuse_unfit(alignment: Alignment, port: Trace) -> None:
+    """Raise CaseError for a rule of a name map whose layout or parts do not fit the tensor that it names."""
+    for pair in alignment.pairs:
+        if pair.target is None or not (pair.target.layout or pair.target.of > 1) or pair.how != "map":
+            continue
+        value = torch.empty(pair.port.shape, device="meta")
+        try:
+            pair.target.to_reference(value)
+        except Exception as error:  # einops and torch each have their own
+            what = f"layout {pair.target.layout!r}" if pair.target.layout else "split"
+            text = f"name map: the {what} does not fit {pair.port.site!r} {list(pair.port.shape)}: "
+            raise CaseError(
+                text + one_line(str(error).strip().splitlines()[-1] if str(error).strip() else "", 120)
+            ) from None
+
+
+def judge_plain(rows: Sequence[Row], alignment: Alignment) -> tuple[list[Row], list[Divergence]]:
+    """Judge by the rules of plain traces: returns the rows, and divergences of dtype that no number shows."""
+    pairs = {pair.reference.key: pair for pair in alignment.pairs}
+    last = max((row.order for row in rows), default=-1)
+    judged, found = [], []
+    for row in rows:
+        pair = pairs[row.key]
+        if row.how == "broadcast" and (row.order == last or pair.reference.kind in ("output", "frame")):
+            row = replace(row, diverged=True)
+        if not row.diverged and row.kind in _VALUES and _numbers(pair.reference) != _numbers(pair.port):
+            found.append(_of_dtype(row, pair))
+        judged.append(row)
+    return judged, found
+
+
+def lost_results(alignment: Alignment, reference: Trace, named: bool) -> tuple[str, ...]:
+    """Return the reference's results that have no partner: what is an output by name, and (named: False) its last record."""
+    paired = {pair.reference.key for pair in alignment.pairs}
+    last = [] if named or reference.manifest.order_assumed else reference.records[-1:]
+    ends = [r for r in reference if r.kind == "output" and r.role not in ("return", "after")]
+    lost = {r.site: None for r in (*ends, *last) if r.key not in paired and r.site not in alignment.allowed}
+    return tuple(lost)
+
+
+def all_empty(alignment: Alignment) -> bool:
+    """Tell whether nothing that was compared has an element."""
+    return all(math.prod(pair.reference.shape) == 0 for pair in alignment.pairs)
+
+
+def _numbers(record: Record) -> str:
+    dtype: torch.dtype = getattr(torch, record.dtype)
+    return (
+        "complex"
+        if dtype.is_complex
+        else "float"
+        if dtype.is_floating_point
+        else "bool"
+        if dtype is torch.bool
+        else "whole"
+    )
+
+
+def _of_dtype(row: Row, pair: Pair) -> Divergence:
+    return Divergence(
+        site=row.site,
+        coords=dict(row.coords),
+        kind=row.kind,
+        metric="dtype",
+        error=row.error,
+        floor=0.0,
+        order=row.order,
+        module=pair.reference.module,
+        detail=f"{row.dtype[0]} in the reference, {row.dtype[1]} in the port",
+        shape=row.shape,
+        port=row.port,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -139,6 +139,9 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
         align(reference, port, terms.names, terms.allowed, by_value=terms.by_value), reference, port, terms.relax
     )
     notes += said
+    if terms.foreign:
+        refuse_unfit(alignment, port)
+        notes += idle_rules(terms.names, reference, port)
     rows = measure(alignment.pairs, reference, port, floors)
     if terms.foreign and floors.fixed is None and not floors.absolute:
         rows, drift = judge_onset(rows, alignment, reference, port, floors.measured)
@@ -151,6 +154,9 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
     rows, order, benign = excuse_permutations(rows, alignment, reference, port)
     rows = excuse_rounding(rows, alignment, reference, port, half_of(terms.deployed), notes)
     rows, others = judge_results(rows, alignment, terms.relax, terms.deployed)
+    if terms.foreign:
+        rows, of_dtype = judge_plain(rows, alignment)
+        others += of_dtype
     found = judge(rows, alignment, reference, port, axis_words=terms.axis_words)
     divergences = sorted([*found, *others, *ends], key=lambda d: d.order)
     divergences, healed, scaled = heal_gradients(divergences, rows, alignment, reference, port)
@@ -159,25 +165,6 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
         notes.append(EMPTY)
     lone = lone_states(alignment, reference, port)
     return Compared(reference, port, pieces, alignment, rows, divergences, lone, order, notes, scaled)
-
-
-def by_plain_rules(seen: Compared, names: NameMap | None, named: bool) -> tuple[Compared, tuple[str, ...]]:
-    """Judge what no case says of two traces that anybody made, and say what of the result has no partner (docs/plain_traces.md)."""
-    refuse_unfit(seen.alignment, seen.port)
-    rows, of_dtype = judge_plain(seen.rows, seen.alignment)
-    more = [d for d in judge(rows, seen.alignment, seen.reference, seen.port) if _newly(d, seen.rows, rows)]
-    lost = lost_results(seen.alignment, seen.reference, named=named)
-    notes = idle_rules(names, seen.reference, seen.port)
-    notes += [f"the result {site} of the reference has no partner" for site in lost]
-    if all_empty(seen.alignment):
-        lost, notes = (*lost, "every result"), [*notes, NOTHING]
-    divergences = sorted([*seen.divergences, *of_dtype, *more], key=lambda d: d.order)
-    return replace(seen, rows=rows, divergences=divergences, notes=[*seen.notes, *notes]), lost
-
-
-def _newly(found: Divergence, before: Sequence[Row], after: Sequence[Row]) -> bool:
-    was = {row.key: row.diverged for row in before}
-    return any(row.key == found.key and row.diverged and not was[row.key] for row in after)
 
 
 def compare_traces(
@@ -197,20 +184,19 @@ def compare_traces(
         terms = replace(terms, deployed=deployed_in(reference, port), foreign=True, open=terms.names is None)
         terms = replace(terms, relax={**other_dtypes(reference, port), **terms.relax})
     seen = compare_stages(reference, port, floors, terms)
-    lost: tuple[str, ...] = ()
-    if terms.foreign:
-        seen, lost = by_plain_rules(seen, terms.names, named=allowance is not None)
     coverage = cover(seen.alignment, reference, seen.port, seen.rows)
     notes = [*order_notes(reference, port), *unmeasured_notes(seen.rows), *seen.notes]
     divergences = [*seen.divergences, *seen.lone] if seen.divergences else []
+    lost = () if of_one_case(reference, port) else lost_results(seen.alignment, reference, named=allowance is not None)
+    notes += [f"the result {site} of the reference has no partner" for site in lost]
+    notes += [NOTHING] if all_empty(seen.alignment) else []
     if allowance is None:
         allowance = 1.0 if results_agree(seen.rows, seen.alignment) else 0.5
         allowance = 0.0 if of_one_case(reference, port) else allowance
     changed = changed_weights(ours.parameters, port.manifest.parameters)
     constants = static_divergences(changed, reference)
-    result = conclude(
-        seen.rows, [*divergences, *constants], [], coverage, Runs(reference, seen.port), notes, allowance, not lost
-    )
+    runs, whole = Runs(reference, seen.port), not lost and not all_empty(seen.alignment)
+    result = conclude(seen.rows, divergences, [], coverage, runs, notes, allowance, constants, whole)
     if result.first is not None and result.first.tier != STATIC:
         evidence = evidence_of(result.first, seen.alignment, reference, seen.port)
         result = replace(result, causes=diagnose_values(evidence) if evidence is not None else ())
@@ -324,7 +310,7 @@ def _run_case(
     notes += said
     local += laws
     constants = static_divergences(changed, reference)
-    result = conclude(rows, [*divergences, *constants], local, coverage, runs, notes, allowance)
+    result = conclude(rows, divergences, local, coverage, runs, notes, allowance, constants)
     if diagnose and result.first is not None and result.first.tier not in (TIER, STATIC):
         with _timed(seconds, "diagnose", say):
             result = explain(case, setting, runs, result, inject, seen.order, zoom, prepared.limits)

@@ -41,6 +41,7 @@ class Changed:
     error: float
     share: float  # nan where only descriptors are there
     shape: tuple[int, ...]
+    rounded: str = ""  # the dtype to which the one side is the other's rounding, although neither is deployed in it
 
 
 def changed_weights(
@@ -55,7 +56,8 @@ def changed_weights(
         known[ref] = port
         if not _is_same(left[ref], right[port], deployed):
             share = _share(left[ref], right[port])
-            changed.append(Changed(ref, port, error, share, _shape(left[ref])))
+            rounded = _rounding(left[ref], right[port])
+            changed.append(Changed(ref, port, error, share, _shape(left[ref]), rounded))
     lone = [n for n in left if n not in known and _count(left[n]) >= _FEWEST]
     others = [n for n in right if n not in known.values() and _count(right[n]) >= _FEWEST]
     around = _places(lone), _places(others)
@@ -102,7 +104,21 @@ def with_static_cause(result: Result, changed: Sequence[Changed], total: int) ->
 
 
 def _cause_of(changed: Sequence[Changed], total: int) -> Cause:
+    rounded = [c for c in changed if c.rounded]
     worst = max(changed, key=lambda c: c.error)
+    if len(rounded) == len(changed):
+        text = f"{worst.reference}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}: rounded to {worst.rounded} on one side"
+        names = [c.reference for c in changed[:16]]
+        return Cause(
+            "weights_rounded",
+            "W11",
+            f"{text} (keep them in full precision)",
+            {"weights": names, "dtype": worst.rounded},
+            0.0,
+            0.9,
+            worst.reference,
+            0.9,
+        )
     many = f"{len(changed)} of {total} weights" if len(changed) > 1 else f"the weight {worst.reference}"
     text = f"{many} differ in value, and nearly agree: another checkpoint ({worst.reference}: {_words(worst)})"
     parameters = {"weights": [c.reference for c in changed[:16]], "count": len(changed), "error": worst.error}
@@ -110,6 +126,8 @@ def _cause_of(changed: Sequence[Changed], total: int) -> Cause:
 
 
 def _words(c: Changed) -> str:
+    if c.rounded:
+        return f"rounded to {c.rounded} on one side"
     share = f"{c.share:.0%} of its elements, " if c.share == c.share else ""
     return f"{share}by {c.error:.1e} of its deviation"
 
@@ -228,6 +246,20 @@ def _is_same(ref: Weight, port: Weight, deployed: torch.dtype | None) -> bool:
         return True
     unit = UNIT.get(str(coarse_dtype).removeprefix("torch."), 2.0**-4)
     return any(_is_scaled(a, b, unit) for a, b in _orientations(r, p)) or _is_low_rank(p - r) or _is_quantised(r, p)
+
+
+def _rounding(ref: Weight, port: Weight) -> str:
+    """Return the half-precision dtype to which one weight is the other, rounded; nothing where there is none."""
+    for name in ("bfloat16", "float16"):
+        if isinstance(ref, Tensor) and isinstance(port, Tensor):
+            p = _fitted(ref, port)
+            same = p is not None and torch.equal(*(v.to(getattr(torch, name)) for v in (_wide(ref), p)))
+        else:
+            digests = [v.digests.get(name) for v in (ref, port) if isinstance(v, Parameter)]
+            same = len(digests) == 2 and digests[0] is not None and digests[0] == digests[1]
+        if same:
+            return name
+    return ""
 
 
 def _orientations(r: Tensor, p: Tensor) -> list[tuple[Tensor, Tensor]]:

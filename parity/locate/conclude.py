@@ -21,10 +21,14 @@ def conclude(
     runs: Runs,
     notes: Sequence[str],
     allowance: float,
+    constants: Sequence[Divergence] = (),
     whole: bool = True,
 ) -> Result:
-    """Put a result together, without causes. local: divergences that do not depend on each other. whole: all that there is was there to compare."""
-    everything = [*divergences, *local]
+    """Put a result together, without causes.
+
+    local: divergences that do not depend on each other. constants: weights; what they do to a value comes first. whole: nothing that had to be compared is missing.
+    """
+    everything = [*divergences, *local, *constants]
     complete = whole and runs.reference.manifest.complete and runs.port.manifest.complete
     environment = {
         "reference": dict(runs.reference.manifest.environment),

@@ -118,13 +118,8 @@ def _without_held(rows: Sequence[Row], alignment: Alignment, held: Sequence[Held
 
 
 def _made_in(record: Record, held: Held) -> bool:
-    """Tell whether a record was computed by a module that is held back; the inputs of such a module are its caller's."""
-    return record.module == (held.site or root_label_of(record))
-
-
-def root_label_of(record: Record) -> str:
-    """Return the name of the root where a record belongs to it: the module that no other name stands before."""
-    return record.module if record.site.partition(".in.")[0] == record.module and "." not in record.module else ""
+    """Tell whether a record was computed by the own code of a module that is held back. A root has no path, and one of two names in records."""
+    return record.module == held.site or (not held.site and record.module in ("model", "root"))
 
 
 def of_held(reference: Trace, known: Mapping[str, Held]) -> dict[str, float]:

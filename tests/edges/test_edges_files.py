@@ -46,7 +46,8 @@ def test_two_writers_do_not_mix(tmp_path):
     for i in range(1000):
         second.write(*entry(i, 2.0))
     second.__exit__(None, None, None)
-    assert {float(load_trace(tmp_path / "t").tensor(r.key)) for r in load_trace(tmp_path / "t")} == {2.0}
+    found = load_trace(tmp_path / "t")
+    assert {float(found.tensor(r.key)) for r in found} == {2.0}
     for i in range(2000, 2500):
         first.write(*entry(i, 1.0))
     first.__exit__(None, None, None)

@@ -78,4 +78,4 @@ def test_traces_alone_are_judged_as_the_run_is(tmp_path: Path, capsys: pytest.Ca
             f"\n{len(verdicts)} runs judged twice, seed {SEED}: {verdicts.count('diverged')} diverged, {len(other)} differ"
         )
     assert other == []
-    assert {"match", "diverged"} <= set(verdicts)
+    assert "diverged" in verdicts

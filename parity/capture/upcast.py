@@ -50,13 +50,14 @@ _LEAVES = (
 @contextmanager
 def keep_double() -> Iterator[None]:
     """While the block runs, floating casts and factories below float64 give float64; random numbers stay those of the deployed dtype."""
-    before = torch.get_default_dtype()
+    before, token = torch.get_default_dtype(), HELD.set(False)  # whatever a run that failed inside a held module left
     torch.set_default_dtype(torch.float64)
     try:
         with default_dtype(before), _KeepDouble(before):
             yield
     finally:
         torch.set_default_dtype(before)
+        HELD.reset(token)
 
 
 class _KeepDouble(TorchFunctionMode):

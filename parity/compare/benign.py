@@ -31,8 +31,8 @@ class Permutation:
     index: tuple[int, ...]
 
     def apply(self, value: Tensor) -> Tensor:
-        """Return a value in the port's order; one of another length (of another call) is left as it is."""
-        if value.shape[self.axis] != len(self.index):
+        """Return a value in the port's order; one that is too short for it (of another call) is left as it is."""
+        if value.shape[self.axis] <= max(self.index):
             return value
         return value.index_select(self.axis, torch.tensor(self.index, device=value.device))
 

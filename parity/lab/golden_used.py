@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -45,9 +46,12 @@ def watched(golden: Golden) -> Golden:
 
 
 def unused(golden: Golden, describes: Collection[str] = ()) -> str:
-    """Return the names that an entry has not read, as `inputs.a, config.b and 3 more`; empty when it has read everything."""
-    groups = (("inputs", golden.inputs), ("weights", golden.weights), ("config", golden.config))
+    """Return the inputs and weights that an entry has not read, as `inputs.a, inputs.b and 3 more`; empty when it has read everything.
+
+    A field of the configuration that is not read is no reason to refuse: recorders write down sizes that the tensors have anyway.
+    """
+    groups = (("inputs", golden.inputs), ("weights", golden.weights))
     names = [f"{group}.{name}" for group, held in groups if isinstance(held, Used) for name in held.unread()]
-    names = [name for name in names if name.removeprefix("config.") not in describes]
+    names = [name for name in names if not any(fnmatchcase(name.partition(".")[2], d) for d in describes)]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(one_line(name, 60) for name in names[:_SHOWN]) + more

@@ -131,6 +131,7 @@ def run_side(
                 ),
             )
             kept = weights_of(side.modules(model)) if weights else {}
+            kept = {name: value.clone() for name, value in kept.items()} if trains else kept  # a step changes them
             left = Watch(inputs, side.modules(model))
             with (
                 torch.set_grad_enabled(trains),

@@ -132,6 +132,7 @@ def run_side(
             )
             kept = weights_of(side.modules(model)) if weights else {}
             kept = {name: value.clone() for name, value in kept.items()} if trains else kept  # a step changes them
+            versions = {name: value._version for name, value in kept.items()}
             left = Watch(inputs, side.modules(model))
             with (
                 torch.set_grad_enabled(trains),
@@ -143,6 +144,7 @@ def run_side(
                     result = side.run(model, inputs)
                     result = list(result) if isinstance(result, Iterator) else result
                 recorder.record_end(result, left, _number(setting, upcast))
+            kept = {name: value for name, value in kept.items() if value._version == versions[name]}
             return SideRun(recorder.trace, model, _states(side, model, recorder.probes) if states else {}, kept)
     except ParityError:
         raise

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import re
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from parity.capture import nested
+from parity.capture.calls import argument_names, begins, bind, going_backward, is_fake, lent, untraced
 from parity.capture.gradients import GradientHooks, Stand
 from parity.capture.probes import Call, Function, Gradients, Modules, Probe, Scope, State
 from parity.capture.returned import BUFFERS, Watch, plain, read_returned
@@ -93,7 +92,7 @@ class Recorder:
         self._counts: Counter[tuple[str, tuple[tuple[str, int], ...]]] = Counter()
         self._stack = ExitStack()
         self._fixed: set[int] = set()  # storages that no replaced value may be written into
-        self._gradients = [GradientHooks(p, self, _argument_names) for p in self.probes if isinstance(p, Gradients)]
+        self._gradients = [GradientHooks(p, self, argument_names) for p in self.probes if isinstance(p, Gradients)]
 
     def __enter__(self) -> Recorder:
         try:
@@ -107,7 +106,7 @@ class Recorder:
                 self._stack.callback(gradients.close)
                 gradients.attach()
             for owner, name, group in by_target(self.probes):
-                self._stack.callback(wrap(owner, name, _untraced(functools.partial(self._around, group))))
+                self._stack.callback(wrap(owner, name, untraced(functools.partial(self._around, group))))
         except BaseException:
             self._stack.close()
             raise
@@ -146,7 +145,7 @@ class Recorder:
         self, site: str, value: Tensor, kind: str, role: str, coords: Mapping[str, int] | None = None
     ) -> Tensor | None:
         """Write one tensor down; return its replacement in the run, or None. coords: where it belongs, if not to this moment."""
-        if self._thread.paused or _is_fake(value) or (role in ("in", "out") and _going_backward()):
+        if self._thread.paused or is_fake(value) or (role in ("in", "out") and going_backward()):
             return None
         if torch._C._functorch.is_functorch_wrapped_tensor(value):
             self._unseen[site] = "it is inside a transform (vmap, grad), where values are not to be looked at"
@@ -251,8 +250,8 @@ class Recorder:
                 self._unseen[site] = "it is compiled to TorchScript, which takes no hooks"
                 continue
             observed = bool(wanted.fullmatch(path)) and not (skipped and skipped.fullmatch(path))
-            before = _untraced(functools.partial(self._before, probe, site, observed))
-            after = _untraced(functools.partial(self._after, probe, site, observed))
+            before = untraced(functools.partial(self._before, probe, site, observed))
+            after = untraced(functools.partial(self._after, probe, site, observed))
             self._stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             self._stack.callback(module.register_forward_hook(after, always_call=True).remove)
 
@@ -263,9 +262,9 @@ class Recorder:
         changed = None
         if observed and probe.inputs:
             # Still the caller's: whoever calls this module made its inputs.
-            changed = self._record_inputs(probe, site, _argument_names(cast(Any, type(module))), args, kwargs)
+            changed = self._record_inputs(probe, site, argument_names(cast(Any, type(module))), args, kwargs)
         thread = self._thread
-        thread.lent.append(_lent((args, kwargs), changed) if self.override is not None and changed else [])
+        thread.lent.append(lent((args, kwargs), changed) if self.override is not None and changed else [])
         thread.modules.append(site)
         thread.turns.append(Counter())
         return changed
@@ -285,7 +284,7 @@ class Recorder:
         thread = self._thread
         if thread.paused:
             return None
-        thread.returned = _begins(module.forward)
+        thread.returned = begins(module.forward)
         new = (
             self._many(site, result, _kind(probe, site, "activation"), "out") if observed and probe.outputs else result
         )
@@ -304,7 +303,7 @@ class Recorder:
         """Run one observed call: scopes first, then arguments, the call, results, states."""
         if self._thread.paused:
             return function(*args, **kwargs)
-        bound = _bind(function, args, kwargs)
+        bound = bind(function, args, kwargs)
         call = Call(bound.arguments if bound else dict(enumerate(args)) | kwargs, None, self.coords)
         outer = self.coords
         try:
@@ -319,7 +318,7 @@ class Recorder:
                 args, kwargs = bound.args, bound.kwargs
             result = function(*args, **kwargs)
             call = Call(call.args, result, self.coords)
-            self._thread.returned = _begins(function)
+            self._thread.returned = begins(function)
             for probe in group:
                 if isinstance(probe, Function):
                     call = Call(call.args, self._record_result(probe, call), self.coords)
@@ -390,69 +389,8 @@ class Recorder:
         return label.replace("{module}", module) if module else label.replace("{module}.", "").replace("{module}", "")
 
 
-def _lent(given: Any, changed: Any) -> list[tuple[Tensor, Tensor, int]]:
-    """Return the arguments that other tensors stand for in this call, with the stand-ins and their versions."""
-    (args, kwargs), (new_args, new_kwargs) = given, changed
-    pairs = [*zip(args, new_args, strict=True), *((kwargs[k], new_kwargs[k]) for k in kwargs)]
-    return [
-        (old, new, new._version)
-        for old, new in pairs
-        if isinstance(old, Tensor) and old is not new and not new.is_inference()
-    ]
-
-
-def _begins(function: Callable[..., Any]) -> str:
-    """Return where the code of a function begins, as "file:line"; nothing for what is not written in Python."""
-    try:
-        code = getattr(inspect.unwrap(function), "__code__", None)
-    except (AttributeError, ValueError):  # what stands for a function, and is none
-        return ""
-    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
-
-
-def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep a compiler that is in use from tracing into the recorder: it would compile it anew for every site."""
-    if "torch._dynamo" not in sys.modules:
-        return function
-    return cast(Callable[..., Any], _disable()(function))
-
-
-@functools.cache
-def _disable() -> Callable[..., Any]:
-    """Return the decorator itself: to make it costs more than to apply it, and there are two hooks a module."""
-    return cast(Callable[..., Any], torch.compiler.disable())
-
-
-def _bind(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.BoundArguments | None:
-    try:
-        bound = inspect.signature(function).bind(*args, **kwargs)
-    except (TypeError, ValueError):
-        return None
-    bound.apply_defaults()
-    return bound
-
-
-@functools.cache
-def _argument_names(cls: Any) -> tuple[str, ...]:
-    try:
-        parameters = inspect.signature(cls.forward).parameters.values()
-    except (TypeError, ValueError):
-        return ()
-    return tuple(p.name for p in list(parameters)[1:] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-
-
 def _kind(probe: Modules, site: str, default: str) -> str:
     for pattern, kind in probe.kinds.items():
         if re.fullmatch(pattern, site):
             return kind
     return default
-
-
-def _going_backward() -> bool:
-    """Tell whether a backward pass is running: what modules compute then, they compute again (checkpointing)."""
-    return torch._C._current_autograd_node() is not None
-
-
-def _is_fake(value: Tensor) -> bool:
-    """Tensors without data (meta device, tracing) are not recorded."""
-    return value.is_meta or type(value).__name__ in ("FakeTensor", "FunctionalTensor")

@@ -14,6 +14,7 @@ from .graph import MOVES, Graph
 from .masks import describe as describe_masks
 from .prints import HIDDEN, near, print_of
 from .search import Edit
+from .table_norms import norm_axes, norm_eps, norm_kind, norm_left_eps, norm_variance
 from .view import (
     ACTIVATIONS,
     ANGLES,
@@ -25,7 +26,6 @@ from .view import (
     PADS,
     PICTURE,
     POOLS,
-    REDUCTIONS,
     ROOTS,
     ROUNDING,
     Named,
@@ -124,79 +124,6 @@ def _order(v: View) -> Named | None:
             "T8" if v.kind == "latent" else "N5", f"the operands of {describe(op)} are exchanged: the sign is reversed"
         )
     return Named("W3", f"the operands of {describe(op)} are in another order")
-
-
-def _eps(v: View) -> Named | None:
-    for op, name, ours, theirs in v.numbers:
-        root = (op.name in ("add", "clamp_min", "maximum", "clamp")) and (
-            op.whole in NORMS or v.into & ROOTS or set(v.own_names) & ROOTS
-        )
-        if name == "eps" or (root and name in ("other", "min")):
-            which = f"the {_norm_name(op)} has" if op.whole in NORMS or v.into & ROOTS else f"{op.name} runs with"
-            return Named("N1", f"{which} eps {number(theirs)} instead of {number(ours)}{at(op)}")
-    return None
-
-
-def _norm_name(op: Op) -> str:
-    return {"native_layer_norm": "layer norm", "native_group_norm": "group norm"}.get(op.whole, "norm")
-
-
-def _left_eps(v: View) -> Named | None:
-    if v.only is None or v.only[1] != ["add"] or not v.into & ROOTS or "other" not in v.only[2][0].scalars:
-        return None
-    op = v.only[2][0]
-    return Named("N1", f"eps {number(op.scalars['other'])} is {v.only[0]} by the port{at(op)}")
-
-
-def _variance(v: View) -> Named | None:
-    for op, name, ours, theirs in v.numbers:
-        if name in ("correction", "unbiased") and op.name in REDUCTIONS:
-            return Named("N3", f"the variance has correction {theirs} instead of {ours} (biased or not){at(op)}")
-        if name == "training":
-            return Named(
-                "N8", f"the norm runs with training={theirs} instead of {ours}: statistics of the batch{at(op)}"
-            )
-    if any(op.name in NORMS and op.scalars.get("training") for op in v.own):
-        return Named("N8", f"the norm takes the statistics of the batch (training){at(v.own[-1])}")
-    return None
-
-
-def _axes(v: View) -> Named | None:
-    mine = next((op for op in v.own if op.name in REDUCTIONS), None)
-    theirs = next((op for op in v.ref if op.name in REDUCTIONS), None)
-    if (
-        mine is None
-        or theirs is None
-        or mine.name != theirs.name
-        or v.numbers
-        or not mine.outputs
-        or not theirs.outputs
-    ):
-        return None
-    if mine.outputs[0].numel() == theirs.outputs[0].numel() or mine.inputs[0].numel() != theirs.inputs[0].numel():
-        return None
-    a, b = (
-        theirs.inputs[0].numel() // max(1, theirs.outputs[0].numel()),
-        mine.inputs[0].numel() // max(1, mine.outputs[0].numel()),
-    )
-    return Named("N7", f"{mine.name} runs over {b} numbers instead of {a}: the statistics are of other axes{at(mine)}")
-
-
-def _norm_kind(v: View) -> Named | None:
-    if v.only is None or not v.only[2]:
-        return None
-    which, names, ops = v.only
-    if (
-        "sub" in names
-        and "mean" in names
-        and len(names) <= 3
-        and (v.into & (ROOTS | {"pow", "mul", "square", "native_layer_norm"}))
-    ):
-        return Named(
-            "N3",
-            f"the mean is {'removed' if which == 'added' else 'not removed'} by the port before the norm{at(ops[-1])}",
-        )
-    return None
 
 
 def _activation(v: View) -> Named | None:
@@ -447,6 +374,6 @@ def _replaced(v: View) -> Named | None:
 
 
 ROWS: tuple[Callable[[View], Named | None], ...] = (
-    _kept, _repeated, _computed, _exchange, _order, _dropped, _variance, _eps, _left_eps, _masks, _scale, _angle, _axes, _norm_kind, _activation, _padding, _resize,
+    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, _masks, _scale, _angle, norm_axes, norm_kind, _activation, _padding, _resize,
     _bounds, _rounding, _sign, _operand, _only, _constant, _same, _replaced,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from parity.align.by_weights import pair_parameters
 from parity.align.pairs import Alignment
 from parity.capture.module_state import ModuleState
 from parity.capture.operations import Op, Step
+from parity.compare.floors import ISOLATION
 from parity.compare.measure import HIDDEN, error_of, hidden_places
 from parity.diagnose.evidence import Evidence
 from parity.locate.first import owner
@@ -51,7 +52,7 @@ def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows
         ref_at=reference.at,
         port_at=port.at,
         sites=reference.sites(),
-        parameters=pair_parameters(*states) if states is not None else {},
+        parameters=_suspects(pair_parameters(*states), module, rows) if states is not None else {},
         settings=_settings(*states) if states is not None else {},
         weights={
             f"{path}.{name}".lstrip("."): value
@@ -75,6 +76,20 @@ def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows
             (row.site for row in rows if row.order >= divergence.order and row.nonfinite[1] > row.nonfinite[0]), ""
         ),
     )
+
+
+def _suspects(
+    parameters: Mapping[str, tuple[Tensor | None, Tensor | None]], module: str, rows: Sequence[Row]
+) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """Return the parameters that may be at fault: not those of a submodule that gives the reference's own output, alone in float64.
+
+    Such a submodule keeps its weight in a form of its own (transposed, permuted) and uses it rightly.
+    """
+    judged: dict[str, bool] = {}
+    for row in rows:
+        judged[row.site] = judged.get(row.site, True) and not row.diverged and row.isolated <= ISOLATION
+    owners = {name: f"{module}.{name.rpartition('.')[0]}".lstrip(".") for name in parameters if "." in name}
+    return {name: pair for name, pair in parameters.items() if not judged.get(owners.get(name, ""), False)}
 
 
 def operations_of(steps: Sequence[Step], kept: tuple[int, int]) -> tuple[Op, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,15 @@ def deployed(result: Result) -> tuple[str, str | None]:
     return verdict, first.key if first is not None else None
 
 
+def alternating(items: list[tuple[System, Fault | Variation]]) -> list[tuple[System, Fault | Variation]]:
+    """Return faults and variations in turn, so that a budget that ends early has seen both."""
+    kinds = ([pair for pair in items if isinstance(pair[1], kind)] for kind in (Fault, Variation))
+    return [pair for pairs in zip_longest(*kinds) for pair in pairs if pair is not None]
+
+
 def chosen_items(systems: Mapping[str, System]) -> Iterator[tuple[System, Fault | Variation]]:
     """Yield every item; without EVERY those of a few cases alone, whose reference is then run once for many."""
-    items = list(drawn(systems, SEED))
+    items = alternating(list(drawn(systems, SEED)))
     cases = {(system.name, item.case, item.dtype) for system, item in items[:CASES]}
     yield from (pair for pair in items if EVERY or (pair[0].name, pair[1].case, pair[1].dtype) in cases)
 
@@ -78,4 +85,4 @@ def test_traces_alone_are_judged_as_the_run_is(tmp_path: Path, capsys: pytest.Ca
             f"\n{len(verdicts)} runs judged twice, seed {SEED}: {verdicts.count('diverged')} diverged, {len(other)} differ"
         )
     assert other == []
-    assert "diverged" in verdicts
+    assert {"match", "diverged"} <= set(verdicts)

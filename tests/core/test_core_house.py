@@ -8,6 +8,8 @@ import pytest
 from core_imports import ROOT
 from test_core_law import ROOMS
 
+from parity.boundary import limits
+
 HOW = (ROOT / "docs" / "HOW.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| (.+?) \| `(.+?)` \|$", HOW, flags=re.MULTILINE)
 
@@ -48,3 +50,10 @@ LONGEST_FILE = 400
 def test_no_file_of_the_harness_is_too_long_to_read():
     files = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in (ROOT / "parity").rglob("*.py")}
     assert {name: n for name, text in files.items() if (n := len(text.splitlines())) > LONGEST_FILE} == {}
+
+
+def test_every_limit_has_its_row_and_reason():
+    page = (ROOT / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \| (.+?) \| (.+?) \|$", page, flags=re.MULTILINE)
+    listed = [name for names, value, reason in rows if value and reason for name in re.findall(r"[A-Z_]+", names)]
+    assert sorted(listed) == sorted(name for name in vars(limits) if name.isupper())

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ported.wan.solver import build_scheduler, solve
 from reference.wan import solvers
 from reference.wan.solvers import schedules, unipc
 
@@ -96,6 +97,21 @@ def test_higher_order_solvers_beat_euler_on_a_curved_flow():
         error[name] = (sample - exact(solver.sigmas[-2].item())).abs().max().item()
     assert error["unipc"] < 0.2 * error["euler"]
     assert error["dpm++"] < 0.2 * error["euler"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 14, 16, 20])
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpmpp_is_the_library_s_multistep_solver(order, steps):
+    """Against diffusers on the same sigmas: orders at the start, in the middle and (below 15 steps) at the end."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(1, 2, 3, 2, 2, generator=draw)
+    velocities = torch.randn(steps, 1, 2, 3, 2, 2, generator=draw)
+    library = build_scheduler("dpmpp", 4.0, order=order)
+    theirs = solve(library, x, lambda i, _, __: velocities[i], steps, begin=0)
+    ours, own = solvers.DPMSolverPP(solvers.dpmpp_schedule(steps, 4.0), order), x
+    for i, t in enumerate(ours.timesteps):
+        own = ours.step(velocities[i], t, own)
+        assert torch.allclose(own, theirs[i + 1], rtol=1e-5, atol=1e-6)
 
 
 def record_orders(monkeypatch, steps, shift):

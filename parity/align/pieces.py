@@ -230,9 +230,9 @@ def _is_mask(value: Tensor) -> bool:
 
 
 def _by_site(trace: Trace) -> dict[Key, list[Record]]:
-    """Return the records of each site and coordinates, its calls in order."""
+    """Return the records of each site and coordinates, its calls in order; a backward pass reaches the last call first."""
     found: dict[Key, list[Record]] = {}
-    for record in trace:
+    for record in sorted(trace, key=lambda r: r.coords.get("call", 0)):
         coords = tuple((axis, i) for axis, i in record.coords.items() if axis != "call")
         found.setdefault((record.site, coords), []).append(record)
     return found

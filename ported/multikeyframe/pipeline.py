@@ -81,11 +81,12 @@ class Run:
             if isinstance(one, Done):
                 self.progress.finish(one.index, Path(one.path), self.prints[one.index])
                 self.made.append(one)
-                say(f"segment {one.index} of {len(self.plan)}: {one.path} ({one.ended - one.started:.1f} s)")
             else:
                 self.progress.fail(one.index, self.path(one.index))
                 failures.append(one)
             store.write_progress(self.folder, self.progress)
+            if isinstance(one, Done):  # said when it is written down: who reads the line may rely on it
+                say(f"segment {one.index} of {len(self.plan)}: {one.path} ({one.ended - one.started:.1f} s)")
         return sorted(failures, key=lambda failure: failure.index)
 
 

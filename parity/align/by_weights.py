@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class WeightMatch:
     leaves: Mapping[str, str]  # port leaf -> reference leaf
     fused: Mapping[str, Fusion]
     lone: frozenset[str] = frozenset()  # reference modules some weight of which the port does not hold
+    spread: Mapping[str, str] = field(default_factory=dict)  # port weight -> reference weight, of modules that are cut otherwise
 
 
 def match_weights(
@@ -48,7 +49,7 @@ def match_weights(
     refs, ports = _weights(ref_root, ref_ran), _weights(port_root, port_ran)
     prints = [{n: Print(tuple(v.shape), moments(v)) for n, v in side.items()} for side in (refs, ports)]
     found = pair_prints(*prints)
-    leaves = leaves_of(found)
+    leaves, spread = leaves_of(found, prints[0])
     free = {n: v for n, v in refs.items() if n not in found.values() and v.dim() >= 2}
     alone = {n: v for n, v in ports.items() if n not in found and v.dim() >= 2}
     fused = _fusions(alone, free, leaves)
@@ -56,7 +57,7 @@ def match_weights(
     constants = {(math.prod(p.shape), p.moments[0], p.moments[3]) for p in prints[1].values() if p.moments[4] == 0}
     held = {n for n, p in prints[0].items() if (math.prod(p.shape), p.moments[0], p.moments[3]) in constants}
     lone = {leaf_of(n) for n in refs if n not in found.values() and n not in held and leaf_of(n) not in parts}
-    return WeightMatch(leaves, fused, frozenset(lone))
+    return WeightMatch(leaves, fused, frozenset(lone), spread)
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,26 @@ def pair_prints(refs: Mapping[str, Print], ports: Mapping[str, Print]) -> dict[s
     return found
 
 
-def leaves_of(weights: Mapping[str, str]) -> dict[str, str]:
-    """Return port leaf -> reference leaf, as its first paired weight says; a model with weights of its own is no leaf."""
-    leaves: dict[str, str] = {}
+def leaves_of(weights: Mapping[str, str], refs: Mapping[str, Print]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return port leaf -> reference leaf, as its first paired weight says, and the pairs of weights that say nothing of their owners.
+
+    A model with weights of its own is no leaf. Where one module holds several matrices that the other side keeps in several modules, none of these is that
+    module: its boundaries are others. Its weights still tell which containers hold the same.
+    """
+    partners: dict[tuple[str, str], set[str]] = {}  # ("port" or "ref", leaf) -> leaves of the other side that hold its matrices
     for port, ref in weights.items():
-        if bool(leaf_of(port)) == bool(leaf_of(ref)):
+        if sum(n > 1 for n in refs[ref].shape) > 1:
+            partners.setdefault(("port", leaf_of(port)), set()).add(leaf_of(ref))
+            partners.setdefault(("ref", leaf_of(ref)), set()).add(leaf_of(port))
+    cut = {leaf for leaf, others in partners.items() if len(others) > 1}
+    leaves: dict[str, str] = {}
+    spread: dict[str, str] = {}
+    for port, ref in weights.items():
+        if ("port", leaf_of(port)) in cut or ("ref", leaf_of(ref)) in cut:
+            spread[port] = ref
+        elif bool(leaf_of(port)) == bool(leaf_of(ref)):
             leaves.setdefault(leaf_of(port), leaf_of(ref))
-    return leaves
+    return leaves, spread
 
 
 def pair_parameters(ref: ModuleState, port: ModuleState) -> dict[str, tuple[Tensor | None, Tensor | None]]:

@@ -204,6 +204,7 @@ def match_containers(weights: WeightMatch, ref_runs: Runs, port_runs: Runs) -> d
     found = dict(weights.leaves)
     pairs = [(leaf, {ref}) for leaf, ref in weights.leaves.items()]
     pairs += [(leaf, set(fusion.leaves)) for leaf, fusion in weights.fused.items()]
+    pairs += [(weight, {ref}) for weight, ref in weights.spread.items()]
     held_port = held_leaves(pairs)
     held_ref = held_leaves((leaf, {leaf}) for _, content in pairs for leaf in content)
     by_content: dict[frozenset[str], list[str]] = {}

@@ -73,7 +73,9 @@ def _match_weights(
     if not (left and right):
         return ()
     found = pair_prints(left, right)
-    modules = match_containers(WeightMatch(leaves_of(found), {}), ran[0].__contains__, ran[1].__contains__)
+    leaves, spread = leaves_of(found, left)
+    weights = WeightMatch(leaves, {}, spread=spread)
+    modules = match_containers(weights, ran[0].__contains__, ran[1].__contains__)
     match_modules(matches, modules, _firsts(loose_ref), _firsts(loose_port), labels)
     alone = [n for n in left if n not in found.values()], [n for n in right if n not in found]
     if not any(alone):

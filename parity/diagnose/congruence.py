@@ -171,7 +171,7 @@ def _edit(
     port = search.port
     if candidate.values:
         b, a = candidate.values[0]
-        region = _region(port, b, port_known) if candidate.kind == "replaced" else _alone(port, port.made[b])
+        region = _region(port, b, port_known) if candidate.kind == "replaced" else _maker(port, b)
         value, other = replaced[b], search.fresh.get(b, port.values[b])
         at: tuple[int, ...] = (port.made.get(b, -1), *(v for v, _ in candidate.values))
         user = None
@@ -208,6 +208,10 @@ def _between(search: Search, a: int, b: int) -> tuple[Region, Region]:
 def _alone(graph: Graph, i: int) -> Region:
     kept = any(graph.is_kept(v) for v in graph.inputs[i])
     return Region((graph.ops[i],), (i,), tuple(graph.ops[i].inputs), kept)
+
+
+def _maker(graph: Graph, v: int) -> Region:
+    return _alone(graph, graph.made[v]) if v in graph.made else Region(())
 
 
 def _region(graph: Graph, v: int, known: set[int]) -> Region:

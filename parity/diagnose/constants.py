@@ -22,6 +22,10 @@ def name_constants(edits: Sequence[Edit], ev: Evidence) -> Named:
     elsewhere = _known_elsewhere(ev, pairs)
     if elsewhere is not None:
         return elsewhere
+    if edits[0].kind == "exchanged":
+        other = edits[0].other
+        vectors = all(n == 1 for n in other.shape[1:-1]) and not _is_weight(ev, other)
+        return Named("W5" if vectors else "W3", f"two {list(other.shape)} values that were made before are exchanged")
     many = f" and {len(edits) - 1} more" if len(edits) > 1 else ""
     where = describe(edits[0].user) if edits[0].user is not None else "the operation"
     class_id, how, sure = _kind_of_change(pairs)
@@ -73,7 +77,8 @@ def _site_of(ev: Evidence, value: Tensor) -> str | None:
 
 
 def _is_weight(ev: Evidence, value: Tensor) -> bool:
-    known = (t for pair in ev.parameters.values() for t in pair if t is not None and t.is_floating_point())
+    own = (t for pair in ev.parameters.values() for t in pair if t is not None)
+    known = (t for t in (*own, *ev.held) if t.is_floating_point())
     return any(t.shape == value.shape and torch.equal(t.double(), value.double()) for t in known)
 
 

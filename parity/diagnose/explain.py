@@ -109,10 +109,11 @@ def _found(
     case: Case, setting: Setting, runs: Runs, evidence: Evidence, window: Window, inject: Inject | None, order: Relabel
 ) -> tuple[Found | None, Evidence]:
     """Return the fewest edits in the window; where values from before it differ, in all that ran since the start."""
-    found = find_edits(evidence)
     held = [
         t for states in (window.ref_states, window.port_states) for state in states.values() for t in tensors_of(state)
     ]
+    evidence = replace(evidence, held=held)
+    found = find_edits(evidence)
     if not open_ends(evidence, held):
         return found, evidence
     key = format_key(evidence.site, evidence.coords)

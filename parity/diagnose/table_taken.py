@@ -1,0 +1,110 @@
+"""Rows of the table about what an operation is given: another value than the reference's, and other settings of the same layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parity.capture.operations import Op
+
+from .graph import MOVES, Graph
+from .prints import near, print_of
+from .view import PADS, POOLS, Named, View, at, describe, listed
+
+LAYERS = POOLS | {"convolution"}
+SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups")
+
+
+def another_value(v: View) -> Named | None:
+    """The port has nothing where the reference runs something, and what it takes does not go into that: it takes another value."""
+    if v.only is None or v.only[0] != "left out":
+        return None
+    taken = _taken(v)
+    if taken is None or taken not in v.port.made:
+        return None
+    operands = [print_of(t) for t in v.edit.reference.operands]
+    chain = _moved_from(v.port, taken)
+    if any(near(v.port.print(u), p) for u in chain for p in operands):
+        return None
+    where = at(v.edit.user) if v.edit.user else at(v.port.ops[v.port.made[taken]])
+    made = _made_by(v.port, chain[-1], len(v.ref_names))
+    if made == v.ref_names:
+        return Named("W3", f"the port takes what {listed(made)} make of other weights than in the reference{where}")
+    text = f"the port takes another value than the reference, which makes its own by {listed(v.ref_names)}{where}"
+    return Named("C2", text, False)
+
+
+def another_constant(v: View) -> Named | None:
+    """The same operation on a weight, a buffer or a table that holds other numbers."""
+    if v.edit.kind != "operand" or v.ref or v.own or v.edit.user is None:
+        return None
+    taken = _taken(v)
+    if taken is None or _moved_from(v.port, taken)[-1] in v.port.made or v.edit.other.numel() < 2:
+        return None
+    shape = list(v.edit.other.shape)
+    return Named("W13", f"the {shape} constant that {describe(v.edit.user)} takes holds other numbers")
+
+
+def other_settings(v: View) -> Named | None:
+    """As many convolutions or poolings on both sides, on kernels of the same sizes, with other strides or padding; another way to pad."""
+    ours, theirs = ({op.name for op in ops if op.name in PADS} for ops in (v.ref, v.own))
+    if ours and theirs and ours != theirs:
+        pad = next(op for op in v.own if op.name in PADS)
+        return Named(
+            "V3",
+            f"the port pads by {listed(sorted(theirs))} where the reference does by {listed(sorted(ours))}{at(pad)}",
+        )
+    if v.ref_names == v.own_names:
+        return None
+    left, right = ([op for op in ops if op.name in LAYERS] for ops in (v.ref, v.own))
+    if not left or [_kernel(a) for a in left] != [_kernel(b) for b in right]:
+        return None
+    for name in SETTINGS:
+        a, b = ([op.scalars.get(name) for op in ops] for ops in (left, right))
+        if a != b:
+            op = next(op for op, x, y in zip(right, a, b, strict=True) if x != y)
+            class_id = "V3" if name == "padding" else "W12"
+            return Named(class_id, f"{op.name} runs with {name} {_said(b)} instead of {_said(a)}{at(op)}")
+    return None
+
+
+def _said(values: list[Any]) -> str:
+    return ", then ".join(map(str, values))
+
+
+def _kernel(op: Op) -> tuple[str, tuple[int, ...]]:
+    weights = [tuple(t.shape) for t in op.inputs[1:2]]
+    return op.name, weights[0] if weights else ()
+
+
+def _taken(v: View) -> int | None:
+    """Return the port's value that the edit puts another in place of."""
+    if v.edit.kind == "operand" and len(v.edit.at) > 1:
+        return v.port.inputs[v.edit.at[0]][v.edit.at[1]]
+    if v.edit.kind == "replaced" and len(v.edit.at) > 1:
+        return v.edit.at[1]
+    return None
+
+
+def _moved_from(graph: Graph, value: int) -> list[int]:
+    """Return a value and those that it is moved, cut or repeated from, the first of them last."""
+    chain = [value]
+    while chain[-1] in graph.made:
+        i = graph.made[chain[-1]]
+        if graph.ops[i].name not in MOVES or not graph.inputs[i]:
+            break
+        chain.append(graph.inputs[i][0])
+    return chain
+
+
+def _made_by(graph: Graph, value: int, most: int) -> list[str]:
+    """Return the last operations, moves left out, that made a value."""
+    names: list[str] = []
+    while len(names) < most and value in graph.made:
+        i = graph.made[value]
+        if graph.ops[i].name not in MOVES:
+            names.insert(0, graph.ops[i].name)
+        made = [u for u in graph.inputs[i] if u in graph.made]
+        if not made:
+            break
+        value = made[0]
+    return names

@@ -33,7 +33,9 @@ class WeightMatch:
     leaves: Mapping[str, str]  # port leaf -> reference leaf
     fused: Mapping[str, Fusion]
     lone: frozenset[str] = frozenset()  # reference modules some weight of which the port does not hold
-    spread: Mapping[str, str] = field(default_factory=dict)  # port weight -> reference weight, of modules that are cut otherwise
+    spread: Mapping[str, str] = field(
+        default_factory=dict
+    )  # port weight -> reference weight, of modules that are cut otherwise
 
 
 def match_weights(
@@ -83,6 +85,7 @@ def pair_prints(refs: Mapping[str, Print], ports: Mapping[str, Print]) -> dict[s
     found: dict[str, str] = {}
     leaves: dict[str, str] = {}
     used: set[str] = set()
+    like: dict[str, str] = {}  # of equal weights, one that is elsewhere the partner of another place comes last
     for name, mine in ports.items():
         size = math.prod(mine.shape)
         distance = {r: off(mine.moments, refs[r].moments) for r in pool.get(size, []) if r not in used}
@@ -92,12 +95,20 @@ def pair_prints(refs: Mapping[str, Print], ports: Mapping[str, Print]) -> dict[s
         if not equal or mine.moments[4] == 0:
             continue
 
-        def rank(r: str, port: str = name, d: Mapping[str, float] = distance) -> tuple[bool, bool, bool, float]:
-            return refs[r].shape == ports[port].shape, r == port, leaves.get(leaf_of(port)) == leaf_of(r), -d[r]
+        def rank(r: str, port: str = name, d: Mapping[str, float] = distance) -> tuple[bool, bool, bool, float, bool]:
+            same_leaf = leaves.get(leaf_of(port)) == leaf_of(r)
+            return (
+                refs[r].shape == ports[port].shape,
+                r == port,
+                same_leaf,
+                -d[r],
+                like.get(blank(r)) in (None, blank(port)),
+            )
 
         best = max(equal, key=rank)
         used.add(best)
         found[name] = best
+        like.setdefault(blank(best), blank(name))
         leaves.setdefault(leaf_of(name), leaf_of(best))
     return found
 
@@ -108,7 +119,9 @@ def leaves_of(weights: Mapping[str, str], refs: Mapping[str, Print]) -> tuple[di
     A model with weights of its own is no leaf. Where one module holds several matrices that the other side keeps in several modules, none of these is that
     module: its boundaries are others. Its weights still tell which containers hold the same.
     """
-    partners: dict[tuple[str, str], set[str]] = {}  # ("port" or "ref", leaf) -> leaves of the other side that hold its matrices
+    partners: dict[
+        tuple[str, str], set[str]
+    ] = {}  # ("port" or "ref", leaf) -> leaves of the other side that hold its matrices
     for port, ref in weights.items():
         if sum(n > 1 for n in refs[ref].shape) > 1:
             partners.setdefault(("port", leaf_of(port)), set()).add(leaf_of(ref))

@@ -93,8 +93,8 @@ def _named(edit: Edit, port: Graph, ev: Evidence) -> Named:
     ref, own = told_ops(edit.reference), told_ops(edit.port)
     if len(ref) == len(own) == 1 and ref[0].name == own[0].name:
         given = list(zip(ref[0].inputs, own[0].inputs, strict=False))
-        other = [pair for pair in given if not near(*map(print_of, pair))]
-        pairs += other if len(other) == 1 else given if not other else []  # one operand says it where it alone differs
+        apart = [pair for pair in given if not near(*map(print_of, pair))]
+        pairs += apart if len(apart) == 1 else given if not apart else []  # one operand says it where it alone differs
     for value, other in pairs:
         fact = fact_about(value, other)
         if fact is not None:

@@ -112,6 +112,13 @@ def test_a_latent_with_the_opposite_sign_is_a_parametrisation() -> None:
     assert named(gated, port, kind="latent")[0] == "T8"
 
 
+V, PADDED, KERNEL = draw(8, 8, seed=6), draw(10, 8, seed=7), draw(5, 5, 3, seed=8)
+
+
+def conv(x: Tensor, stride: int) -> Tensor:
+    return functional.conv1d(x, KERNEL, stride=stride, padding=1)
+
+
 def attention(x: Tensor, scale: float = 0.5, causal: bool = True) -> Tensor:
     scores = (x @ W) @ x.mT * scale
     keep = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -130,6 +137,9 @@ def attention(x: Tensor, scale: float = 0.5, causal: bool = True) -> Tensor:
         (lambda x: (x @ W).clamp(-1, 1), lambda x: (x @ W).clamp(-1, 0.5), "C8", "bounded"),
         (lambda x: torch.tanh(x / 30) * 30, lambda x: torch.tanh(x / 50) * 50, "W12", "50 instead of 30"),
         (lambda x: functional.pad(x @ W, (1, 1)), lambda x: functional.pad(x @ W, (1, 1), mode="reflect"), "V3", "pads with reflection_pad1d"),
+        (lambda x: functional.gelu(functional.pad(x @ W, (1, 1), mode="reflect")) @ PADDED, lambda x: functional.gelu(functional.pad(torch.einsum("bnd,dk->bnk", x, W), (1, 1))) @ PADDED, "V3", "constant_pad_nd"),
+        (lambda x: conv(functional.relu(conv(x, 1)), 2), lambda x: conv((y := conv(x, 2)) * (y > 0), 1), "W12", "stride [2], then [1] instead of [1], then [2]"),
+        (lambda x: (x @ W) * torch.sigmoid(x @ V), lambda x: (x @ W) * torch.sigmoid(x @ W), "W3", "of other weights"),
         (lambda x: x.var(-1, keepdim=True) + x, lambda x: x.var(-1, keepdim=True, unbiased=False) + x, "N3", "correction 0"),
     ],
 )  # fmt: skip

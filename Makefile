@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup parity test gauntlet mutants bench lint format typecheck goldens clean
+.PHONY: help setup parity test test-all gauntlet mutants bench lint format typecheck goldens clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## create .venv and install everything, pinned
 
@@ -24,6 +24,9 @@ parity: setup ## run every case of every system; table and reports/index.html
 
 test: setup ## the regression suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: setup ## the suite without the weekly sampling of tests that are many alike
+	PARITY_EVERY_TEST=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 gauntlet: setup ## all faults and variations; writes docs/GAUNTLET.md
 	$(BIN)/parity gauntlet --jobs 2 --markdown docs/GAUNTLET.md --json reports/gauntlet.json

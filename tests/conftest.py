@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from datetime import date
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -27,9 +31,46 @@ MISSES = {
 }
 
 
-def pytest_collection_modifyitems(items):
-    """Mark the known misses; one that passes again is shown as such."""
+# Tests of many alike, of which a week runs one in so many (all of them: PARITY_EVERY_TEST=1, `make test-all`, or by their names).
+# `make parity` runs every case, `make gauntlet` every fault and variation with its cause.
+ONE_IN = {
+    "test_waypoint_cases.py::test_a_fault_is_found_where_the_specification_says": 6,
+    "test_waypoint_cases.py::test_a_harmless_change_is_silent": 6,
+    "test_waypoint_cases.py::test_the_port_without_faults_matches": 4,
+    "test_ported_waypoint_faults.py::test_fault_changes_the_output_from_its_onset_on": 3,
+    "test_thirdparty_mistakes.py::test_a_mistake_is_placed_and_named": 3,
+    "test_thirdparty_unet.py::test_a_fault_in_the_rebuilt_model_is_placed_and_named": 5,
+    "test_thirdparty_wan.py::test_a_fault_is_seen_and_placed": 3,
+    "test_thirdparty_wan.py::test_a_fault_is_named": 3,
+    "test_thirdparty_wan.py::test_a_benign_rewrite_matches": 2,
+    "test_thirdparty_transformers.py::test_a_fault_is_placed_and_named": 3,
+    "test_thirdparty_variations.py::test_a_right_port_matches": 2,
+    "test_gradients.py::test_a_wrong_backward_is_placed": 3,
+    "test_gradients.py::test_a_wrong_training_step_is_found": 4,
+    "test_multikeyframe_cases.py::test_fault_is_found_where_it_is": 3,
+    "test_multikeyframe_cases.py::test_case_matches": 4,
+    "wan/test_cases.py::test_both_sides_match": 3,
+    "test_library_rewrites.py::test_a_right_rewriting_is_no_alarm": 2,
+    "test_synthetic_gauntlet.py::test_a_defect_is_found_placed_and_named": 2,
+}
+
+
+def pytest_collection_modifyitems(config, items):
+    """Mark the known misses (one that passes again is shown as such), and leave to other weeks what is theirs."""
     for item in items:
         for ending, reason in MISSES.items():
             if item.nodeid.endswith(ending):
                 item.add_marker(pytest.mark.xfail(reason=reason))
+    if os.environ.get("PARITY_EVERY_TEST") or any("::" in arg for arg in config.args):
+        return
+    week, seen, left = date.today().isocalendar().week, Counter(), []
+    for item in items:
+        group = item.nodeid.partition("[")[0]
+        share = next((n for ending, n in ONE_IN.items() if group.endswith(ending)), 1)
+        if (seen[group] + week) % share:
+            left.append(item)
+        seen[group] += 1
+    if left:
+        config.hook.pytest_deselected(items=left)
+        gone = set(left)
+        items[:] = [item for item in items if item not in gone]

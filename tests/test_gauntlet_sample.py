@@ -16,7 +16,8 @@ from parity.lab.gauntlet_command import line_of
 from parity.lab.gauntlet_sample import drawn, run_sample, week_seed
 from parity.lab.places import modules_of
 
-SECONDS = 20.0  # of processor time; the item that runs when they are over is finished
+SECONDS = 30.0  # of processor time; the item that runs when they are over is finished
+ENOUGH = 4  # faults, for a share of them to say something: long videos leave time for one
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def test_the_sample_of_this_week(systems: Mapping[str, System], capsys: pytest.C
     assert faults, "nothing was drawn"
     assert [line_of(s) for s in faults if not s.detected] == []
     assert [line_of(s) for s in variations if s.verdict != "match"] == []
-    assert named >= 0.5 * len(faults), "\n".join(line_of(s) for s in faults if not s.top3)
+    if len(faults) >= ENOUGH:
+        assert named >= 0.5 * len(faults), "\n".join(line_of(s) for s in faults if not s.top3)
 
 
 def test_another_week_draws_others_and_every_system_takes_its_turn(systems: Mapping[str, System]) -> None:

@@ -21,7 +21,7 @@ from parity.pipeline import Prepared, prepare, run_case
 from parity.result import Result
 from parity.trace.store import write_trace
 
-SECONDS = 35.0  # of processor time
+SECONDS = 20.0  # of processor time
 CASES = 4
 EVERY = bool(os.environ.get("PARITY_EVERY_TRACE"))
 SEED = int(os.environ.get("PARITY_GAUNTLET_SEED", "8"))

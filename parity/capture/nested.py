@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _disable_current_modes
 
 _DEPTH = 60  # of nesting; deeper is somebody's linked list
@@ -108,7 +110,7 @@ def overwrite(old: Tensor, new: Tensor, fixed: Container[int]) -> bool:
         return False
     if any(stride == 0 and size > 1 for stride, size in zip(old.stride(), old.shape, strict=True)):
         return False
-    with torch._C.DisableTorchFunction(), _disable_current_modes():
+    with torch._C.DisableTorchFunction(), no_modes():
         old.detach().copy_(new)
     return True
 
@@ -161,3 +163,9 @@ def _rebuild(value: Any, changed: dict[str, Any]) -> Any:
     for name, child in changed.items():
         object.__setattr__(new, name, child)
     return new
+
+
+def no_modes() -> AbstractContextManager[Any]:
+    """Set torch's dispatch modes aside where there are any: it costs more than most records do."""
+    active = torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch()
+    return _disable_current_modes() if active else nullcontext()

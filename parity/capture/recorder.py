@@ -17,7 +17,6 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from parity.capture import nested
 from parity.capture.calls import argument_names, begins, bind, going_backward, is_fake, lent, untraced
@@ -229,7 +228,7 @@ class Recorder:
         """Nothing the recorder itself computes is recorded, or seen by anybody's torch modes."""
         self._thread.paused += 1
         try:
-            with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
+            with torch.no_grad(), torch._C.DisableTorchFunction(), nested.no_modes():
                 yield
         finally:
             self._thread.paused -= 1

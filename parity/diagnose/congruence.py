@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .graph import MOVES, Graph
-from .prints import CLOSE, COARSE, HIDDEN, print_of
+from .prints import CLOSE, COARSE, HIDDEN, near, print_of
 from .proposals import candidates
 from .search import Candidate, Edit, Explanation, Region, Search
 
@@ -193,7 +193,11 @@ def _between(search: Search, a: int, b: int) -> tuple[Region, Region]:
     ref, port = search.reference, search.port
     for graph, end, start in (
         (ref, a, set(search.layouts.counterparts(b))),
-        (port, b, {v for v in range(len(port.values)) if a in search.layouts.counterparts(v)}),
+        (
+            port,
+            b,
+            {v for v in range(len(port.values)) if near(port.print(v), ref.print(a), search.close, search.ordered)},
+        ),
     ):
         cone = graph.cone(end, start - {end})
         if (

@@ -70,6 +70,8 @@ def _exchange(v: View) -> Named | None:
 def _kept(v: View) -> Named | None:
     """What one call keeps for the next: written otherwise, read by one side only."""
     ours, theirs = v.edit.reference, v.edit.port
+    if v.numbers:
+        return None  # what is kept is right, but for a number
     if any(op.earlier for op in (*v.ref, *v.own)):
         return Named("K1", f"what is kept for later calls differs: {said(v.edit)}")
     if theirs.kept and not ours.kept and v.own:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,12 +88,22 @@ def run_pool(tasks: Sequence[Task], make_worker: MakeWorker) -> Iterator[Done | 
         for device in devices
     }
     try:
-        futures = {pools[task.device].submit(run_in_worker, task): task for task in tasks}
+        futures = {submit(pools[task.device], task): task for task in tasks}
         for future in as_completed(futures):
             yield outcome(future, futures[future].segment.index)
     finally:
         for pool in pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def submit(pool: ProcessPoolExecutor, task: Task) -> Future[Done]:
+    """Hand a task to a worker; one whose worker has died meanwhile has failed like those that it was given before."""
+    try:
+        return pool.submit(run_in_worker, task)
+    except BrokenProcessPool as error:
+        failed: Future[Done] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 def start_method() -> str:

@@ -3,7 +3,7 @@
 A pair that nobody gave is a hypothesis. Where its two values agree, it stands. Where they do not, the port is wrong there or the pair is: the port runs once
 more with the reference's value put in that one place. If later values that differed now agree, the pair is right and the port's value is wrong. If
 later values that agreed now differ, the port needed its own value: the pair is wrong (another boundary, another order that the next operation undoes), and
-is dropped. Pairs of one template (the same place in other blocks) are tried together. A difference that the trial confirms is taken out of the way for
+is dropped. Pairs of one template (the same place in other blocks) are tried together, and a few of them one by one where that fails. A difference that the trial confirms is taken out of the way for
 the trials that follow, as the reference's value stays in its place.
 """
 
@@ -26,6 +26,7 @@ MOST_TRIALS = 24  # runs of the port; what is not decided by then stands by its 
 SAME = 1e-5  # of values of one formula in float64, whose constants may be float32
 _CHANGED = 30.0  # times that an error must grow or shrink to count as an effect of the exchange
 _LEAST = 1e-8  # an error below this is none
+_FEW = 4  # pairs of one template are tried one by one where together they spoil what follows
 _ORDER_FREE = 1e-7  # of moments of the same numbers in another order
 
 Swap = Callable[
@@ -164,25 +165,33 @@ def try_pairs(
         if one.template in done or not _differs(one, state.errors, tolerance):
             continue
         done.add(one.template)
-        group = [h for h in hypotheses if h.template == one.template and _differs(h, state.errors, tolerance)]
-        sites = {site for h in group for site in h.references}
-        decided = _reordered(group, reference, state.trace)
-        trial: Trace | None = None
-        if decided is None and swap is not None and state.runs < MOST_TRIALS:
-            state.runs += 1
-            trial = swap(names, state.swapped | sites)
-            after = site_errors(reference, trial)
-            decided = _effect(state.errors, after, sites, reference)
-        if decided is None and not one.changed and _passed_by(group, hypotheses, state.errors, tolerance):
-            decided = False
-        if decided is None and sound and not one.changed:
-            decided = False  # whatever it is, the port is right without it
-        if decided is False:
-            wrong += group
-        elif decided and trial is not None:
-            confirmed += group
-            state.errors, state.trace = after, trial
-            state.swapped |= sites
+        together = [h for h in hypotheses if h.template == one.template and _differs(h, state.errors, tolerance)]
+        groups = [together]
+        while groups:
+            group = groups.pop(0)
+            sites = {site for h in group for site in h.references}
+            decided = _reordered(group, reference, state.trace)
+            trial: Trace | None = None
+            if decided is None and swap is not None and state.runs < MOST_TRIALS:
+                state.runs += 1
+                trial = swap(names, state.swapped | sites)
+                after = site_errors(reference, trial)
+                decided = _effect(state.errors, after, sites, reference)
+                if decided is False and 1 < len(group) <= _FEW and not sound:
+                    groups = [
+                        [h] for h in group
+                    ]  # one of them may be right: its block is cut as the reference's, and wrong
+                    continue
+            if decided is None and not one.changed and _passed_by(group, hypotheses, state.errors, tolerance):
+                decided = False
+            if decided is None and sound and not one.changed:
+                decided = False  # whatever it is, the port is right without it
+            if decided is False:
+                wrong += group
+            elif decided and trial is not None:
+                confirmed += group
+                state.errors, state.trace = after, trial
+                state.swapped |= sites
     settled = {id(h) for h in (*wrong, *confirmed)}
     rest = tuple(h for h in hypotheses if id(h) not in settled and _differs(h, state.errors, tolerance))
     healed = state.trace if state.swapped else None

@@ -31,6 +31,12 @@ EXACT = 0.02  # share of the difference that an identity may leave
 _LEAST = 0.05  # explanations less sure than this are not worth a line
 
 
+CONDITION = (
+    "mask",
+    "rearranged",
+)  # what is said of a mask whose axes the case has names for: it is no batch of heads and tokens
+
+
 @cache
 def hypotheses() -> tuple[Hypothesis, ...]:
     """Return every hypothesis of every family."""
@@ -44,6 +50,8 @@ def diagnose(evidence: Evidence, most: int = 5) -> tuple[Cause, ...]:
     """
     found: list[tuple[float, Cause]] = []
     for hypothesis in hypotheses():
+        if evidence.words and hypothesis.name not in CONDITION:
+            continue
         try:
             explanations = list(hypothesis.test(evidence))
         except Exception as error:

@@ -76,12 +76,20 @@ def find_edits(ev: Evidence) -> Found | None:
     found, late = explain(ref, port, ev.r, ev.p, limit, SECONDS)
     if found is None:
         return None
+    if any(_from_python(e) for e in found.edits):
+        return None
     bare = [e for e in found.edits if not e.reference.ops and not e.port.ops]
     if len(bare) == len(found.edits):
         if any(e.which in ref.made for e in bare):
             return None  # other values on equal ways, and no way to say what is done to them
         return Found(found, (name_constants(bare, ev),) * len(bare), late)
     return Found(found, tuple(_named(e, port, ev) for e in found.edits), late)
+
+
+def _from_python(edit: Edit) -> bool:
+    """Tell whether the values of an edit come from Python on both sides: what made them is not in the log."""
+    ops = (*edit.reference.ops, *edit.port.ops)
+    return bool(ops) and all(op.name == "lift_fresh" for op in ops)
 
 
 def _named(edit: Edit, port: Graph, ev: Evidence) -> Named:

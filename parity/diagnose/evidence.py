@@ -58,6 +58,7 @@ class Evidence:
     table: Sequence[tuple[str, Mapping[str, int], float, float]] = ()
     detour: Sequence[tuple[str, str, Tensor]] = ()
     overflow: str = ""
+    words: Mapping[str, int] = field(default_factory=dict)  # what the case calls axes of a conditioning mask
     held: Sequence[Tensor] = ()  # weights, buffers and constants of the modules in the window, of both sides
 
     @property

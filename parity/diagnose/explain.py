@@ -57,7 +57,7 @@ def explain(
         if i == 0 and divergence.metric in ("missing", "extra") and divergence.kind != "gradient":
             window = _call_window(case, setting, runs, divergence, inject)
         culprits.append(_with_operation(culprit, divergence, window))
-        evidence = gather(divergence, runs, window, culprit.module, result.rows)
+        evidence = gather(divergence, runs, window, culprit.module, result.rows, case.axis_words)
         if evidence is None:
             if i == 0:
                 causes = list(absent_causes(divergence, result, runs, alone))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,8 +26,15 @@ from parity.trace import Record, Trace
 _LONGEST_DETOUR = 64
 
 
-def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows: Sequence[Row]) -> Evidence | None:
-    """Collect what a hypothesis may look at. None when one side has no full tensor."""
+def gather(
+    divergence: Divergence,
+    runs: Runs,
+    window: Window,
+    module: str,
+    rows: Sequence[Row],
+    words: Mapping[str, Mapping[str, int]] | None = None,
+) -> Evidence | None:
+    """Collect what a hypothesis may look at. None when one side has no full tensor. words: the case's names of axes (regular expression for sites)."""
     isolated = _in_double(divergence, runs)
     reference = runs.precise if isolated and runs.precise is not None else runs.reference
     port = runs.isolated if isolated and runs.isolated is not None else runs.port
@@ -41,6 +49,7 @@ def gather(divergence: Divergence, runs: Runs, window: Window, module: str, rows
     return Evidence(
         reference=r,
         port=p,
+        words=next((axes for pattern, axes in (words or {}).items() if re.fullmatch(pattern, divergence.site)), {}),
         site=divergence.site,
         coords=divergence.coords,
         kind=divergence.kind,

@@ -7,13 +7,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from parity.compare.masks import describe_mask
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
 from parity.diagnose.masks import describe
 
 
 def mask_record(ev: Evidence) -> Iterable[Explanation]:
-    """A1–A4, A11, K6 on the masks themselves: kind "mask", or booleans, or 0/1 integers, or 0/−inf."""
+    """A1–A4, A11, K6 on the masks themselves: kind "mask", or booleans, or 0/1 integers, or 0/−inf; C5 on a mask that the model is given as a condition."""
     if ev.reference.numel() < 2 or ev.port.numel() < 2 or ev.reference.numel() > 50_000_000:
+        return
+    if ev.kind == "mask" and ev.words and ev.same_shape:
+        text = f"the conditioning mask differs: {describe_mask(ev.reference, ev.port, ev.words)}"
+        yield Explanation(text, 0.0, 0.95, {"axes": dict(ev.words)}, "C5")
         return
     added = ev.kind == "mask" and any(_hides(t) for t in (ev.reference, ev.port))
     ours, theirs = _as_keep(ev.reference, ev.kind, added), _as_keep(ev.port, ev.kind, added)

@@ -15,6 +15,8 @@ def position_ids(ev: Evidence) -> Iterable[Explanation]:
     """P2, P3, P5 on integer positions: P = R + c; P = k·R; axes exchanged; restarted; every position the same."""
     if ev.kind not in ("rope", "schedule", "kv", "input", "activation") or not _integers(ev):
         return
+    if ev.kind != "rope" and not any(_counts(side) for side in (ev.r, ev.p)):
+        return
     r, p = ev.r, ev.p
     whole = ev.d.flatten()
     if bool((whole == whole[0]).all()) and r.numel() > 1:
@@ -34,6 +36,15 @@ def _integers(ev: Evidence) -> bool:
     if ev.reference.is_floating_point() and ev.kind != "rope":
         return False
     return bool((ev.r == ev.r.round()).all() and (ev.p == ev.p.round()).all() and ev.error > 0)
+
+
+def _counts(value: Tensor) -> bool:
+    """Tell whether whole numbers grow evenly along an axis, as positions do: three of them at least, a jump where the axis is restarted or cut."""
+    for axis, n in enumerate(value.shape):
+        steps = value.diff(dim=axis).flatten()
+        if n >= 3 and 2 * int((steps == steps.median()).sum()) > len(steps) and float(steps.median()) != 0:
+            return True
+    return False
 
 
 def _exchanged_axes(ev: Evidence, axis: int) -> Iterator[Explanation]:

@@ -15,7 +15,7 @@ from .masks import describe as describe_masks
 from .prints import HIDDEN, near, print_of
 from .search import Edit
 from .table_norms import norm_axes, norm_eps, norm_kind, norm_left_eps, norm_variance
-from .table_taken import another_constant, another_value, other_settings
+from .table_taken import another_constant, another_filling, another_value, other_settings
 from .view import (
     ACTIVATIONS,
     ANGLES,
@@ -377,6 +377,6 @@ def _replaced(v: View) -> Named | None:
 
 
 ROWS: tuple[Callable[[View], Named | None], ...] = (
-    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, _masks, _scale, _angle, norm_axes, norm_kind, _activation, _padding, other_settings, _resize,
+    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, _masks, _scale, _angle, norm_axes, norm_kind, _activation, _padding, other_settings, another_filling, _resize,
     _bounds, _rounding, _sign, another_constant, _operand, another_value, _only, _constant, _same, _replaced,
 )  # fmt: skip

@@ -10,8 +10,28 @@ from .graph import MOVES, Graph
 from .prints import near, print_of
 from .view import PADS, POOLS, Named, View, at, describe, listed
 
+FILLS = frozenset(["zeros", "ones", "full", "fill", "rand", "randn", "zero", "lift_fresh", "_to_copy", "copy"])
 LAYERS = POOLS | {"convolution"}
+MOST_OF_A_FILLING = 8  # operations
 SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups")
+
+
+def another_filling(v: View) -> Named | None:
+    """One side fills with a constant, or with noise, what is joined to data (the empty frames of a condition), the other with something else."""
+    names = (set(v.ref_names), set(v.own_names))
+    filled = [bool(side & FILLS) and side <= FILLS | {"cat", "mul", "sub", "div", "add", "clamp"} for side in names]
+    if not any(filled) or len(v.ref) + len(v.own) > MOST_OF_A_FILLING or "cat" not in v.into | names[0] | names[1]:
+        return None
+    if any(
+        r.moving and f
+        for r, f in zip((v.edit.reference, v.edit.port), filled, strict=True)
+        if "cat" not in names[0] | names[1]
+    ):
+        return None
+    where = at(v.edit.user or (v.own or v.ref)[-1])
+    return Named(
+        "C5", f"beside the data the port has {listed(v.own_names)} where the reference has {listed(v.ref_names)}{where}"
+    )
 
 
 def another_value(v: View) -> Named | None:

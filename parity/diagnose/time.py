@@ -95,7 +95,7 @@ def time_unit(ev: Evidence) -> Iterable[Explanation]:
             return
     whole = 1.0 if scale <= 1.0 + 1e-6 else 1000.0
     turned = same(whole - ev.r) and float((ev.r - whole / 2).abs().max()) > 1e-3 * whole
-    if turned and (ev.r.numel() > 1 or 0 < scale < whole):
+    if turned and (ev.r.numel() > 1 or 0 < scale < whole) and ev.reference.is_floating_point():
         yield Explanation(f"time runs the other way: {whole:g} − t", 0.0, 0.9, {"end": whole}, "T8")
         return
     if ev.r.dim() == 1 and ev.r.numel() > 2 and same(ev.r.flip(0)):

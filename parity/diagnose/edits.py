@@ -74,6 +74,9 @@ def find_edits(ev: Evidence) -> Found | None:
         return None  # the same numbers in another order: a fact, not an edit
     limit = min(0.02, max(1e-6, 20 * CLOSE / ev.error))
     found, late = explain(ref, port, ev.r, ev.p, limit, SECONDS)
+    if late:
+        how = "the best so far is told" if found is not None else "nothing was found until then"
+        ev.said.append(f"the search for edits at {ev.site} ended with its budget of {SECONDS:g} s: {how}")
     if found is None:
         return None
     if any(_from_python(e) for e in found.edits):

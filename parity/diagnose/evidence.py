@@ -59,6 +59,7 @@ class Evidence:
     detour: Sequence[tuple[str, str, Tensor]] = ()
     overflow: str = ""
     words: Mapping[str, int] = field(default_factory=dict)  # what the case calls axes of a conditioning mask
+    said: list[str] = field(default_factory=list)  # what the result should tell of the search itself
     held: Sequence[Tensor] = ()  # weights, buffers and constants of the modules in the window, of both sides
 
     @property

@@ -46,6 +46,7 @@ def explain(
     looks = _look(case, setting, runs, wanted, inject, order)
     culprits: list[Culprit] = []
     causes: list[Cause] = []
+    said: list[str] = []
     divergences = {id(d): d for d in result.divergences}
 
     def alone(other: Divergence) -> tuple[Cause, ...]:
@@ -70,6 +71,7 @@ def explain(
                 if place is not None:
                     culprits[0] = replace(culprits[0], source=_relative(place.source), code=place.code)
             causes = list(merged(own, diagnose(evidence)))
+            said = evidence.said
         divergences[id(divergence)] = replace(divergence, locality=tuple(describe(evidence)))
     return replace(
         result,
@@ -77,6 +79,7 @@ def explain(
         culprit=culprits[0] if culprits else result.culprit,
         culprits=(*culprits, *(c for c in result.culprits if c.module not in {known.module for known in culprits})),
         causes=tuple(causes),
+        notes=tuple(dict.fromkeys([*result.notes, *said])),
         divergences=tuple(divergences[id(d)] for d in result.divergences),
         operations=_listed(near[0], looks.get(near[0], Window())) if near else (),
     )

@@ -145,6 +145,28 @@ def test_a_side_that_fails_is_status_three(project, parity):
     assert "Traceback" not in err
 
 
+def test_what_was_caught_on_the_way_is_told_and_strict_makes_it_a_failure(project, parity, monkeypatch):
+    def raising(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("parity.diagnose.explain.find_edits", raising)
+    status, _, err = parity("run", "tiny/one", "--fault", "wide_eps", "--json", "r.json")
+    assert (status, err) == (1, "")
+    caught = json.loads(Path("r.json").read_text())["caught"]
+    assert caught == ["the search for edits at norm: ZeroDivisionError: division by zero"]
+    status, _, err = parity("run", "tiny/one", "--fault", "wide_eps", "--strict")
+    assert status == 3
+    assert "parity: tiny/one: the search for edits at norm: ZeroDivisionError" in err
+    assert parity("run", "tiny/one", "--strict")[0] == 0
+
+
+def test_a_search_that_ends_with_its_budget_says_so(project, parity, monkeypatch):
+    monkeypatch.setattr("parity.diagnose.edits.SECONDS", 0.0)
+    parity("run", "tiny/one", "--fault", "wide_eps", "--json", "r.json")
+    notes = json.loads(Path("r.json").read_text())["notes"]
+    assert any("the search for edits at norm ended with its budget of 0 s" in note for note in notes), notes
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -70,6 +70,13 @@ class Prepared:
     notes: tuple[str, ...] = ()
     held: Mapping[str, Held] = field(default_factory=dict)  # modules that refuse float64
 
+    def with_noise(self, noise: Mapping[str, float]) -> Prepared:
+        """Return the same with what a case declares that its port moves values by."""
+        if not noise:
+            return self
+        limits = replace(self.limits, noise=noise) if self.limits is not None else None
+        return replace(self, floors=replace(self.floors, noise=noise), limits=limits)
+
 
 def prepare(
     case: Case, setting: Setting, *, isolate: bool = True, fixed: float | None = None, say: Progress = lambda text: None
@@ -262,6 +269,7 @@ def _run_case(
     with _timed(seconds, "reference", say):
         prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say)
     case = with_held(case, "reference", {**prepared.held, **case.reference.held})
+    prepared = prepared.with_noise(case.noise)
     reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
     with _timed(seconds, "port", say):
         run = run_side(case, "port", setting, inject=inject, override=reseating(case, reference), weights=True)
@@ -273,6 +281,7 @@ def _run_case(
         *case.quirks,
         *prepared.notes,
         *(f"rule {rule!r} relaxed: {why}" for rule, why in case.relax.items()),
+        *(f"declared noise: {site} may be off by {error:.1e}" for site, error in case.noise.items()),
     ]
     with _timed(seconds, "compare", say):
         seen = compare_stages(reference, port, prepared.floors, terms_of(case, setting))

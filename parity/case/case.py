@@ -91,7 +91,8 @@ class Fault:
 class Variation:
     """A change that a right port may make; the verdict must stay `match`.
 
-    names, allow_unaligned: what the change renames or leaves without a counterpart; they are tried before those of the case.
+    names, allow_unaligned: what the change renames or leaves without a counterpart; they are tried before those of the case. noise: what it is known to
+    move values by (quantised weights): regular expression for sites -> relative L2 error that is no divergence there.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Variation:
     side: str = "port"  # "port", or "both" for things like another seed or dtype
     names: NameMap = field(default_factory=NameMap)
     allow_unaligned: Mapping[str, str] = field(default_factory=dict)
+    noise: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Case:
     quirks: tuple[str, ...] = ()  # accepted differences, with reason; printed as notes
     invariants: tuple[Invariant, ...] = ()  # what must hold of the port's run, with or without a reference
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    noise: Mapping[str, float] = field(default_factory=dict)  # declared: as a Variation's
 
     @property
     def label(self) -> str:
@@ -154,10 +157,14 @@ class Case:
 
     def under(self, variation: Variation | None) -> Case:
         """Return the case with what a variation says of names and of sites without a counterpart."""
-        if variation is None or not (variation.names.rules or variation.allow_unaligned):
+        if variation is None or not (variation.names.rules or variation.allow_unaligned or variation.noise):
             return self
-        names = NameMap((*variation.names.rules, *self.names.rules))
-        return replace(self, names=names, allow_unaligned={**variation.allow_unaligned, **self.allow_unaligned})
+        return replace(
+            self,
+            names=NameMap((*variation.names.rules, *self.names.rules)),
+            allow_unaligned={**variation.allow_unaligned, **self.allow_unaligned},
+            noise={**variation.noise, **self.noise},
+        )
 
 
 @dataclass(frozen=True)

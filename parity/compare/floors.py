@@ -7,6 +7,7 @@ relative tolerance per dtype.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ class Floors:
 
     local: key -> the reference's own error there. pooled: site -> the largest of them. ports: the same of the port, by its own sites. levels: site of pictures in bytes -> the most
     levels that a byte of the reference's own is off. fixed: a tolerance for everything (foreign
-    traces, or the user's rtol); `absolute` adds an absolute one.
+    traces, or the user's rtol); `absolute` adds an absolute one. noise: declared by the case, regular expression for sites -> relative error.
     """
 
     local: Mapping[str, float] = field(default_factory=dict)
@@ -52,9 +53,14 @@ class Floors:
     absolute: float = 0.0
     measured: bool = False
     least: float = 0.0
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, pair: Pair) -> float:
         """Return the relative L2 error that a right port may have at this record."""
+        declared = max((e for p, e in self.noise.items() if re.fullmatch(p, pair.reference.site)), default=0.0)
+        return max(declared, self._own(pair))
+
+    def _own(self, pair: Pair) -> float:
         dtype = coarser(pair.reference.dtype, pair.port.dtype)
         if not self.measured:
             return self.fixed if self.fixed is not None else FIXED.get(dtype, _COARSE_FLOAT8)

@@ -17,6 +17,7 @@ from parity.trace import Record, Trace
 
 VETOED = "vetoed"
 _NEAREST = 3  # records that depend on a pair say whether it is right
+_FAR = 3.0  # floors that a site which agreed before must be off
 _MOST = 200  # pairs in doubt that are looked into
 
 
@@ -41,10 +42,15 @@ def veto(rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trac
     last = min((row.order for row in known if row.diverged), default=0)
     start = math.inf if agree else _onset(rows, pairs, reference, last)
     healed = _inside_agreeing(rows, pairs, reference)
+    sure = _right_before(rows)
+    start = min([start, *(row.order for row in rows if row.key in sure)])
     wrong = {
         row.key
         for row in rows
-        if row.diverged and pairs[row.key].how != "map" and (row.order < start or row.key in healed)
+        if row.diverged
+        and pairs[row.key].how != "map"
+        and row.key not in sure
+        and (row.order < start or row.key in healed)
     }
     kept = [replace(row, diverged=False, error=math.nan, how=VETOED) if row.key in wrong else row for row in rows]
     missing = [r for r in alignment.missing if r.order < start]
@@ -58,6 +64,18 @@ def veto(rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trac
         alone_port=tuple(dict.fromkeys([*alignment.alone_port, *(r.site for r in extra)])),
     )
     return Veto(kept, alignment, notes, agree)
+
+
+def _right_before(rows: Sequence[Row]) -> set[str]:
+    """Return the differing records whose site agreed at an earlier call: the boundary is the same, and what differs there now is far from noise."""
+    agreed: set[str] = set()
+    found: set[str] = set()
+    for row in sorted(rows, key=lambda r: r.order):
+        if row.diverged and row.site in agreed and row.error > _FAR * row.floor > 0:
+            found.add(row.key)
+        elif not row.diverged and 0 <= row.error <= row.floor and row.floor > 0:
+            agreed.add(row.site)
+    return found
 
 
 def _is_result(record: Record, trace: Trace) -> bool:

@@ -200,7 +200,8 @@ def compare_traces(
     if allowance is None:
         allowance = 1.0 if results_agree(seen.rows, seen.alignment) else 0.5
         allowance = 0.0 if of_one_case(reference, port) else allowance
-    changed = changed_weights(ours.parameters, port.manifest.parameters)
+    half = deployed_in(reference, port)
+    changed = changed_weights(ours.parameters, port.manifest.parameters, getattr(torch, half) if half else None)
     constants = static_divergences(changed, reference)
     runs, whole = Runs(reference, seen.port), not lost and not all_empty(seen.alignment)
     result = conclude(seen.rows, divergences, [], coverage, runs, notes, allowance, constants, whole)

@@ -229,7 +229,8 @@ def _fitted(ref: Tensor, port: Tensor) -> Tensor | None:
 def _is_same(ref: Weight, port: Weight, deployed: torch.dtype | None) -> bool:
     """Tell whether two near weights are one: rounded once, or one of them computed from what makes up the other."""
     if isinstance(ref, Parameter) and isinstance(port, Parameter):
-        coarse = max((ref.dtype, port.dtype), key=lambda name: UNIT.get(name, 1.0))
+        kinds = (ref.dtype, port.dtype, *([str(deployed).removeprefix("torch.")] if deployed is not None else []))
+        coarse = max(kinds, key=lambda name: UNIT.get(name, 1.0))
         digests = ref.digests.get(coarse), port.digests.get(coarse)
         fine = coarse not in ("bfloat16", "float16") and _distance(ref, port) <= _ARITHMETIC
         return None in digests or digests[0] == digests[1] or fine

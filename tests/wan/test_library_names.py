@@ -80,6 +80,17 @@ def test_half_precision_under_its_own_tolerance(tmp_path):
     assert parity.compare(reference, port, rtol=2e-2).verdict == "match"
 
 
+@pytest.mark.parametrize("official", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("fault", "first"), [(None, None), ("head_halves_swapped", "head.head.in.x")])
+def test_the_library_in_half_precision(tmp_path, official, fault, first):
+    """Against the official transformer in either dtype, without a tolerance: weights that are rounded once are the same weights."""
+    reference = load_trace(captured(tmp_path / "r", official)[0])
+    port = load_trace(captured(tmp_path / "p", torch.bfloat16, fault)[1])
+    result = parity.compare(reference, port)
+    assert result.verdict == ("diverged" if fault else "match"), result.first
+    assert (result.first.site if result.first else None) == first
+
+
 @pytest.mark.parametrize(
     ("fault", "first"),
     [

@@ -160,6 +160,15 @@ def test_what_was_caught_on_the_way_is_told_and_strict_makes_it_a_failure(projec
     assert parity("run", "tiny/one", "--strict")[0] == 0
 
 
+@pytest.mark.parametrize(("noise", "status"), [(0.1, 0), (1e-6, 1)])
+def test_a_variation_may_declare_its_noise(tmp_path, monkeypatch, parity, noise, status):
+    variation = f'variations=(Variation("rough", "another eps", wide_eps, noise={{"norm|proj.*|model|return": {noise}}}), '
+    write_project(tmp_path, cases=f"cases{next(NUMBER)}", source=CASE.replace("variations=(", variation))
+    monkeypatch.chdir(tmp_path)
+    assert parity("run", "tiny/one", "--variation", "rough", "--json", "r.json")[0] == status
+    assert any("declared noise: norm|proj.*" in note for note in json.loads(Path("r.json").read_text())["notes"])
+
+
 def test_a_search_that_ends_with_its_budget_says_so(project, parity, monkeypatch):
     monkeypatch.setattr("parity.diagnose.edits.SECONDS", 0.0)
     parity("run", "tiny/one", "--fault", "wide_eps", "--json", "r.json")

@@ -161,6 +161,40 @@ def test_a_bug_behind_another_boundary_is_found_in_its_place(full: bool) -> None
     assert not [d for d in result.divergences if d.site.startswith(("blocks.0", "blocks.1"))]
 
 
+class Step(nn.Module):
+    """A step whose inner module adds little to what goes through: what is wrong inside hardly shows in the result."""
+
+    def __init__(self, late: float = 1.0) -> None:
+        super().__init__()
+        self.inner, self.late, self.calls = nn.Linear(16, 16), late, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = self.late if self.calls else 1.0
+        self.calls += 1
+        return x + 0.01 * self.inner(x * factor)
+
+
+def steps(step: nn.Module, x: Tensor) -> Tensor:
+    for _ in range(4):
+        x = step(x)
+    return x
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("late", [1.0, 1.3])
+def test_a_site_that_agreed_before_is_no_other_boundary(full: bool, late: float) -> None:
+    """In bf16 the results agree within their tolerance; the inner module's input agreed at the first call, and is far off at the second."""
+    torch.manual_seed(0)
+    official, ported = Step(), Step(late)
+    ported.load_state_dict(official.state_dict())
+    x = noise(2, 5, 16).to(torch.bfloat16)
+    traces = [parity.capture((steps, side.to(torch.bfloat16)), (x,), keep=full) for side in (official, ported)]
+    result = parity.compare(*traces)
+    assert result.verdict == ("match" if late == 1.0 else "diverged")
+    if result.first is not None:
+        assert result.first.key == "inner.in.input@call=1"
+
+
 def test_a_map_is_meant_as_it_says() -> None:
     from parity.trace.names import NameMap
 

@@ -96,7 +96,7 @@ def _suspects(
     """
     judged: dict[str, bool] = {}
     for row in rows:
-        judged[row.site] = judged.get(row.site, True) and not row.diverged and row.isolated <= ISOLATION
+        judged[row.site] = judged.get(row.site, True) and row.isolated <= ISOLATION  # what it inherits is not its own
     owners = {name: f"{module}.{name.rpartition('.')[0]}".lstrip(".") for name in parameters if "." in name}
     return {name: pair for name, pair in parameters.items() if not judged.get(owners.get(name, ""), False)}
 

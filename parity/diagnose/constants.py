@@ -31,6 +31,12 @@ def name_constants(edits: Sequence[Edit], ev: Evidence) -> Named:
     class_id, how, sure = _kind_of_change(pairs)
     if class_id == "W13" and ev.parameters and not any(_is_weight(ev, a) or _is_weight(ev, b) for a, b in pairs):
         class_id, how = "C2", "is another value than in the reference"
+    if (
+        class_id == "W11"
+        and (ev.held or ev.parameters)
+        and not any(_is_weight(ev, a) or _is_weight(ev, b) for a, b in pairs)
+    ):
+        class_id = "W10" if ev.kind in TABLES else "N4"  # what the run itself makes
     if class_id == "W11" and ev.kind in TABLES:
         class_id = "W10"  # a table that is kept, no weight
     if class_id == "W13" and _was_right(ev) and all(_is_weight(ev, a) for a, _ in pairs):

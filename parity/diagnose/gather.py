@@ -98,7 +98,16 @@ def _suspects(
     for row in rows:
         judged[row.site] = judged.get(row.site, True) and row.isolated <= ISOLATION  # what it inherits is not its own
     owners = {name: f"{module}.{name.rpartition('.')[0]}".lstrip(".") for name in parameters if "." in name}
-    return {name: pair for name, pair in parameters.items() if not judged.get(owners.get(name, ""), False)}
+    right = {name for name in parameters if judged.get(owners.get(name, ""), False)}
+    turned = any(_is_turned(*parameters[name]) for name in right)  # then that is how the port keeps its weights
+    return {n: pair for n, pair in parameters.items() if n not in right and not (turned and _is_turned(*pair))}
+
+
+def _is_turned(r: Tensor | None, p: Tensor | None) -> bool:
+    """Tell whether one matrix is the other, transposed."""
+    if r is None or p is None or r.dim() != 2 or p.shape != r.T.shape or torch.equal(r, r.T):
+        return False
+    return bool(torch.equal(p.to(r.dtype), r.T))
 
 
 def operations_of(steps: Sequence[Step], kept: tuple[int, int]) -> tuple[Op, ...]:

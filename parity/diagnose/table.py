@@ -146,7 +146,7 @@ def _activations(ops: tuple[Op, ...]) -> list[str]:
 
 
 def _scale(v: View) -> Named | None:
-    if not v.into & SOFTMAX:
+    if not (v.into | (goes_into(v.port, v.edit, frozenset(["bmm"])) if v.numbers else frozenset())) & SOFTMAX:
         return None
     for op, name, ours, theirs in v.numbers:
         if op.name in ("mul", "div") and name == "other":

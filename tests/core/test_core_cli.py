@@ -162,7 +162,9 @@ def test_what_was_caught_on_the_way_is_told_and_strict_makes_it_a_failure(projec
 
 @pytest.mark.parametrize(("noise", "status"), [(0.1, 0), (1e-6, 1)])
 def test_a_variation_may_declare_its_noise(tmp_path, monkeypatch, parity, noise, status):
-    variation = f'variations=(Variation("rough", "another eps", wide_eps, noise={{"norm|proj.*|model|return": {noise}}}), '
+    variation = (
+        f'variations=(Variation("rough", "another eps", wide_eps, noise={{"norm|proj.*|model|return": {noise}}}), '
+    )
     write_project(tmp_path, cases=f"cases{next(NUMBER)}", source=CASE.replace("variations=(", variation))
     monkeypatch.chdir(tmp_path)
     assert parity("run", "tiny/one", "--variation", "rough", "--json", "r.json")[0] == status

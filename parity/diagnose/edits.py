@@ -102,8 +102,8 @@ def _named(edit: Edit, port: Graph, ev: Evidence) -> Named:
         return named
     pairs = [(edit.value, edit.other)]
     ref, own = told_ops(edit.reference), told_ops(edit.port)
-    if len(ref) == len(own) == 1 and ref[0].name == own[0].name:
-        given = list(zip(ref[0].inputs, own[0].inputs, strict=False))
+    if len(ref) == len(own) == 1 and ref[0].name == own[0].name and len(ref[0].inputs) == len(own[0].inputs):
+        given = list(zip(ref[0].inputs, own[0].inputs, strict=True))
         apart = [pair for pair in given if not near(print_of(pair[0]), print_of(pair[1]))]
         pairs += apart if len(apart) == 1 else given if not apart else []  # one operand says it where it alone differs
     for value, other in pairs:

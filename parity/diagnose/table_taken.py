@@ -10,7 +10,8 @@ from .graph import MOVES, Graph
 from .prints import near, print_of
 from .view import PADS, POOLS, Named, View, at, describe, listed
 
-FILLS = frozenset(["zeros", "ones", "full", "fill", "rand", "randn", "zero", "lift_fresh", "_to_copy", "copy"])
+FILLS = frozenset(["zeros", "ones", "full", "fill", "rand", "randn", "zero"])
+AROUND_FILLS = FILLS | {"cat", "mul", "sub", "div", "add", "clamp", "_to_copy"}  # what may be done to a filling
 LAYERS = POOLS | {"convolution"}
 MOST_OF_A_FILLING = 8  # operations
 SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups")
@@ -19,7 +20,7 @@ SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups")
 def another_filling(v: View) -> Named | None:
     """One side fills with a constant, or with noise, what is joined to data (the empty frames of a condition), the other with something else."""
     names = (set(v.ref_names), set(v.own_names))
-    filled = [bool(side & FILLS) and side <= FILLS | {"cat", "mul", "sub", "div", "add", "clamp"} for side in names]
+    filled = [bool(side & FILLS) and side <= AROUND_FILLS for side in names]
     if not any(filled) or len(v.ref) + len(v.own) > MOST_OF_A_FILLING or "cat" not in v.into | names[0] | names[1]:
         return None
     if any(

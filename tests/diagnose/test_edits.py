@@ -152,7 +152,10 @@ def test_an_operation_that_is_another(reference: Side, port: Side, class_id: str
 def test_an_edit_in_every_step_of_a_loop_counts_once() -> None:
     def scan(decay: float) -> Side:
         def side(x: Tensor) -> Tensor:
-            state, out = torch.zeros_like(x[:, 0]), torch.empty_like(x)
+            state, out = (
+                torch.zeros_like(x[:, 0]),
+                torch.zeros_like(x),
+            )  # empty memory may hold anything, and then differs
             for t in range(x.shape[1]):
                 state = state * decay + x[:, t] @ W
                 out[:, t] = state

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from core_imports import ROOT
+from sampled import MISSES, ONE_IN
 from test_core_law import ROOMS
 
 from parity.boundary import limits
@@ -45,6 +46,14 @@ def test_every_file_that_a_page_names_exists():
 
 
 LONGEST_FILE = 400
+
+
+def test_what_the_suite_samples_or_knows_to_miss_exists():
+    for name in (*ONE_IN, *MISSES):
+        file, _, function = name.partition("[")[0].partition("::")
+        found = [path for path in (ROOT / "tests").rglob("test_*.py") if path.as_posix().endswith("/" + file)]
+        assert len(found) == 1, name
+        assert f"def {function}(" in found[0].read_text(encoding="utf-8"), name
 
 
 def test_no_file_of_the_harness_is_too_long_to_read():

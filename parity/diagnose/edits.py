@@ -227,15 +227,17 @@ def line_of(found: Found) -> Op | None:
 
 
 def merged(own: list[Cause], facts: Sequence[Cause], most: int = 5) -> tuple[Cause, ...]:
-    """Return edits and facts as one list, the surest first; of one class only the first.
+    """Return edits and facts as one list, by proof and then by confidence; of one class only the first.
 
-    An edit proves where and how much; where it has no name of its own, a fact that fits the values may say better what.
+    An edit proves where and how much. One with a name of its own goes first; where it has none, a fact that fits the values may say
+    better what.
     """
     sure = {f.class_id: f.confidence for f in reversed(facts)}
     proven = [c for c in own if c.proof == "verified"]  # of two ways to one answer, the proof is shown
     own = [replace(c, confidence=max(c.confidence, sure.get(c.class_id, 0.0))) if c in proven else c for c in own]
     kept: dict[str, Cause] = {}
-    for cause in sorted([*own, *facts], key=lambda c: (c.proof == "hint", -c.confidence, c.proof != "verified")):
+    surest = sorted([*own, *facts], key=lambda c: (c.proof == "hint", -c.confidence, c.proof != "verified"))
+    for cause in sorted(surest, key=lambda c: not (c in own and c.score >= CONFIDENCE["sure"])):
         kept.setdefault(cause.class_id, cause)
     return tuple(kept.values())[:most]
 

@@ -6,14 +6,15 @@ A row looks at operations and values only: what each side runs in the edit's reg
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from torch import Tensor
 
 from parity.capture.operations import Op
 
 from .graph import MOVES, Graph
-from .masks import describe as describe_masks
-from .prints import HIDDEN, near, print_of
+from .prints import near, print_of
 from .search import Edit
+from .table_masks import SOFTMAX, other_mask
 from .table_norms import norm_axes, norm_eps, norm_kind, norm_left_eps, norm_variance
 from .table_taken import another_constant, another_filling, another_value, other_settings
 from .view import (
@@ -39,9 +40,7 @@ from .view import (
     said,
 )
 
-SOFTMAX = frozenset(["softmax", "_softmax", "_safe_softmax"])
 ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
-MOST_OF_A_MASK = 12  # operations: in larger regions other things differ besides what is hidden
 
 
 def name_edit(edit: Edit, port: Graph, kind: str) -> Named:
@@ -177,45 +176,6 @@ def _factor(ops: tuple[Op, ...]) -> float:
     return product
 
 
-def _masks(v: View) -> Named | None:
-    if len(v.own) + len(v.ref) > MOST_OF_A_MASK:
-        return None
-    names = set(v.ref_names) | set(v.own_names)
-    scores = v.kind == "mask" or bool((v.into | names) & (HIDING | SOFTMAX))
-    hidden = (v.edit.value <= HIDDEN, v.edit.other <= HIDDEN) if v.edit.value.is_floating_point() and scores else None
-    boolean = not v.edit.value.is_floating_point() and not v.edit.value.is_complex()
-    later = v.edit.kind == "replaced" and bool(v.into & HIDING) and hidden is not None and not bool(hidden[1].any())
-    if (
-        hidden is not None
-        and not later
-        and bool(hidden[0].any() or hidden[1].any())
-        and hidden[0].shape == hidden[1].shape
-        and bool((hidden[0] != hidden[1]).any())
-    ):
-        return _mask(v, ~hidden[0], ~hidden[1])
-    if (
-        boolean
-        and v.edit.value.dtype == v.edit.other.dtype
-        and str(v.edit.value.dtype) == "torch.bool"
-        and names <= ORDERS | MOVES | {"arange", "add", "sub", "lift_fresh"}
-    ):
-        return _mask(v, v.edit.value, v.edit.other)
-    for op, name, ours, theirs in v.numbers:
-        if op.name in ("tril", "triu", "lt", "le", "gt", "ge"):
-            return Named(
-                "A11", f"{op.name} runs with {name} {theirs} instead of {ours}: the mask's edge is off{at(op)}"
-            )
-    return None
-
-
-def _mask(v: View, keep_r: Any, keep_p: Any) -> Named:
-    change = describe_masks(keep_r, keep_p)
-    where = at(v.edit.user or (v.own or v.ref)[-1]) if v.own or v.ref or v.edit.user else ""
-    if change is not None:
-        return Named(change.class_id, change.text + where)
-    return Named("A2", f"the mask differs{where}", False)
-
-
 def _angle(v: View) -> Named | None:
     names = set(v.ref_names) | set(v.own_names)
     if not (v.into | names) & ANGLES:
@@ -229,6 +189,10 @@ def _angle(v: View) -> Named | None:
         )
     if v.only is not None and v.only[1] == ["add"] and len(v.only[2][0].inputs) == 1:
         op = v.only[2][0]
+        if not _in_equal_steps(v.edit.value):
+            return Named(
+                "T2", f"the angles of the time are offset: {op.name} is {v.only[0]} by the port{at(op)}", False
+            )
         return Named(
             "P2",
             f"positions are offset: {op.name} of {number(op.scalars.get('other'))} is {v.only[0]} by the port{at(op)}",
@@ -236,6 +200,18 @@ def _angle(v: View) -> Named | None:
     if v.only is not None and v.only[1] == ["neg"]:
         return Named("P7", f"the rotation has the opposite sign: neg is {v.only[0]} by the port{at(v.only[2][0])}")
     return None
+
+
+def _in_equal_steps(angles: Tensor) -> bool:
+    """Tell whether angles grow by equal steps along an axis of three or more, as those of positions do and those of a time do not."""
+    if not angles.is_floating_point():
+        return True
+    small = 1e-6 * float(angles.abs().max())
+    axes = [axis for axis, n in enumerate(angles.shape) if n >= 3]
+    return any(
+        bool((angles.diff(n=2, dim=axis).abs() <= small).all()) and bool((angles.diff(dim=axis).abs() > small).any())
+        for axis in axes
+    )
 
 
 def _padding(v: View) -> Named | None:
@@ -377,6 +353,6 @@ def _replaced(v: View) -> Named | None:
 
 
 ROWS: tuple[Callable[[View], Named | None], ...] = (
-    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, _masks, _scale, _angle, norm_axes, norm_kind, _activation, _padding, other_settings, another_filling, _resize,
+    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, other_mask, _scale, _angle, norm_axes, norm_kind, _activation, _padding, other_settings, another_filling, _resize,
     _bounds, _rounding, _sign, another_constant, _operand, another_value, _only, _constant, _same, _replaced,
 )  # fmt: skip

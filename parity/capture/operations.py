@@ -37,6 +37,8 @@ _MOST_ELEMENTS = 1 << 21  # larger values are not kept
 _MOST_OPS = 4000  # of a window: the last ones before its record
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _PLACE = object()  # of a tensor among the arguments of a logged operation
+_UNFILLED = frozenset(["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"])
+_NO_VALUE = 0.6180339887
 _RENAME = {
     "_softmax": "softmax",
     "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention",
@@ -140,8 +142,11 @@ def log_step(
     memory, writes = tuple(map(_memory, given)), _writes(func, args, kwargs, given)
     result = func(*args, **kwargs)
     made = tensors_in(result)
+    name = op_name(func)
+    if name in _UNFILLED:
+        _fill(made)
     op = Op(
-        op_name(func),
+        name,
         inputs,
         tuple(map(_keep, made)),
         read_scalars(func, args, kwargs),
@@ -157,6 +162,13 @@ def log_step(
         alive.append(t)
     steps.append(Step(op, makers))
     return result
+
+
+def _fill(made: Sequence[Tensor]) -> None:
+    """Fill memory that no one has written yet alike on both sides, whose logs are compared by values, and as no one would fill it."""
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        for t in made:
+            t.fill_(_NO_VALUE if t.is_floating_point() or t.is_complex() else t.dtype != torch.bool)
 
 
 def op_name(func: Any) -> str:

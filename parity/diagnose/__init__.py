@@ -6,10 +6,12 @@ import importlib
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from parity.diagnose.calibration import POINTS, calibrated
-from parity.diagnose.evidence import Evidence, Explanation, Hypothesis
+from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, narrowed
+from parity.diagnose.locality import describe
 from parity.errors import caught
 from parity.result import Cause
 
@@ -48,6 +50,17 @@ def diagnose(evidence: Evidence, most: int = 5) -> tuple[Cause, ...]:
 
     A hypothesis that raises on odd evidence does not explain it; the others still run. What was raised is logged.
     """
+    found = _tested(evidence)
+    narrow = narrowed(evidence)
+    if narrow is not None:
+        where = describe(evidence)[0]
+        found += [(score, replace(cause, text=f"{where}: {cause.text}")) for score, cause in _tested(narrow)]
+    found.sort(key=lambda item: -item[0])
+    return _distinct([cause for _, cause in found])[:most]
+
+
+def _tested(evidence: Evidence) -> list[tuple[float, Cause]]:
+    """Return what every hypothesis says, with its score."""
     found: list[tuple[float, Cause]] = []
     for hypothesis in hypotheses():
         if evidence.words and hypothesis.name not in CONDITION:
@@ -63,8 +76,7 @@ def diagnose(evidence: Evidence, most: int = 5) -> tuple[Cause, ...]:
         for explanation in explanations:
             if explanation.confidence >= _LEAST and not explanation.parameters.get("benign"):
                 found.append((score(hypothesis, explanation), _cause(hypothesis, explanation, evidence)))
-    found.sort(key=lambda item: -item[0])
-    return _distinct([cause for _, cause in found])[:most]
+    return found
 
 
 def score(hypothesis: Hypothesis, explanation: Explanation) -> float:

@@ -14,6 +14,7 @@ from parity.diagnose.rotations import runs
 from parity.diagnose.slices import is_memory
 from parity.diagnose.slots import rows_of, slot_axes, slot_map
 
+PARTS = frozenset(["segment", "window", "clip"])  # of a long video: each is given its own pictures
 AXES_OF_TIME = ("request", "segment", "chunk", "frame", "step", "call", "branch", "cfg", "pass")
 MOST_ELEMENTS = 30_000_000
 
@@ -53,7 +54,8 @@ def _given(ev: Evidence) -> bool:
 
 
 def _varied(x: Tensor) -> bool:
-    return x.numel() == 1 or bool((x != x.flatten()[0]).any())
+    """Tell whether a value says whose it is: a fraction does, and so do several numbers; a flag or a count is equal by chance."""
+    return bool((x != x.round()).any()) if x.numel() == 1 else bool((x != x.flatten()[0]).any())
 
 
 def _other_values(ev: Evidence) -> Iterator[tuple[Mapping[str, int], Tensor]]:
@@ -88,6 +90,8 @@ def _whose(ev: Evidence, axis: str, now: int | None, then: int) -> tuple[str, st
         return "K4", "state of another request was not reset"
     if axis in ("branch", "cfg"):
         return "K5", "the state or cached output of the other guidance branch is used"
+    if ev.kind == "input" and axis in PARTS:
+        return "V8", f"what belongs to another {axis} is given"
     constant = ev.kind in ("schedule", "rope", "mask", "input")
     before = now is None or then < now
     if constant:

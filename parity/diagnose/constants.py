@@ -24,6 +24,10 @@ def name_constants(edits: Sequence[Edit], ev: Evidence) -> Named:
         return elsewhere
     if edits[0].kind == "exchanged":
         other = edits[0].other
+        if ev.kind == "latent" and not _is_weight(ev, other):
+            return Named(
+                "C1", f"two {list(other.shape)} values that were made before are exchanged: the branches of guidance"
+            )
         vectors = all(n == 1 for n in other.shape[1:-1]) and not _is_weight(ev, other)
         return Named("W5" if vectors else "W3", f"two {list(other.shape)} values that were made before are exchanged")
     many = f" and {len(edits) - 1} more" if len(edits) > 1 else ""

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from parity.capture.operations import Op
 
+UNTOUCHED = 1e-9  # of the largest difference
+FEWEST = 48  # numbers: an identity of fewer may be chance
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -90,6 +93,26 @@ class Evidence:
         """Share of the difference that remains when the port is taken to be `explained`: ‖p − explained‖ / ‖p − r‖."""
         whole = float(torch.linalg.vector_norm(self.d))
         return float(torch.linalg.vector_norm(self.p - explained)) / whole if whole > 0 else float("nan")
+
+
+def narrowed(ev: Evidence) -> Evidence | None:
+    """Return the values where they differ, if those are at most half of the indices of some axes; None where they are not, or too few.
+
+    What was done to the end frame alone shows in its frame as an identity, and in the whole clip as nothing at all.
+    """
+    if not ev.same_shape or not bool(torch.isfinite(ev.d).all()) or not bool(ev.d.any()):
+        return None
+    reference, port, differs = ev.reference, ev.port, ev.d.abs() > UNTOUCHED * float(ev.d.abs().max())
+    if differs.shape != reference.shape:
+        return None  # complex
+    for axis, n in enumerate(reference.shape):
+        rest = [i for i in range(differs.dim()) if i != axis]
+        hit = (differs.any(dim=rest) if rest else differs).nonzero().flatten()
+        if 2 * len(hit) <= n:
+            reference, port, differs = (t.index_select(axis, hit.to(t.device)) for t in (reference, port, differs))
+    if not FEWEST <= reference.numel() <= ev.reference.numel() // 2:
+        return None
+    return Evidence(reference, port, ev.site, ev.coords, ev.kind, ev.module, ev.floor, said=ev.said)
 
 
 @dataclass(frozen=True)

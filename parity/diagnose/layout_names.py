@@ -155,6 +155,8 @@ def _name_single(ev: Evidence, axis: int, role: str, structure: Structure, text:
         return Naming(f"{text}: batch and frames folded in another order", "V6", 0.97)
     if role == "f" and "chunk" in ev.coords and ev.kind != "frame":
         return Naming(f"{text}: frames of one chunk", "V2", 0.95)
+    if role == "b" and structure.kind == "roll" and 2 * abs(structure.shift) != size:
+        return Naming(f"{text}: a sample gets what belongs to another", "V6", 0.9)
     by_role = {"f": "V1", "b": "C1", "a": "W3", "h": "V11", "w": "V11"}
     trust = {"f": 0.85, "b": 0.9, "a": 0.9}.get(role, 0.95)
     return Naming(text, by_role.get(role, "V11"), trust)

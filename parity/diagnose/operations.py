@@ -67,6 +67,8 @@ def joined(ev: Evidence) -> Iterator[Explanation]:
         role = roles(out.shape, kind_of(ev))[axis]
         class_id = {"n": "D3", "c": "C5", "f": "V9", "b": "C1", "a": "D3", "d": "W3"}.get(role, "D3")
         attends = any("attention" in op.name or "softmax" in op.name for op in ev.ref_ops)
+        if role == "b" and len({part.shape for part in ref.inputs}) > 1:
+            class_id = "C5"  # branches of guidance have one shape
         if out.ndim == 4 and axis == 1 and not attends:
             class_id = "C5"  # feature maps: axis 1 holds the channels
         if role == "d" and out.ndim <= 2 and len(order) == 2:

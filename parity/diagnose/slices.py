@@ -14,6 +14,9 @@ from torch import Tensor
 from .axes import axis_name, kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import accept, comparable, noise_level, sure
+from .matching import as_rows, match_rows
+
+MOST_ENTRIES = 4096  # of an axis whose entries are looked up one by one
 
 
 def shape_changed(ev: Evidence) -> Iterator[Explanation]:
@@ -174,6 +177,40 @@ def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
         return
 
 
+def reindexed(ev: Evidence) -> Iterator[Explanation]:
+    """Every entry of P along one axis is an entry of R, some of them twice and others nowhere: one early, one late, held, skipped."""
+    if not comparable(ev, 16):
+        return
+    for axis, size in enumerate(ev.r.shape):
+        if not 3 <= size <= MOST_ENTRIES or ev.r.numel() // size < 8:
+            continue
+        match = match_rows(as_rows(ev.p, (axis,)), as_rows(ev.r, (axis,)), 1e-5 + 4 * noise_level(ev))
+        if match is None or not match.complete:
+            continue
+        index = [int(i) for i in match.index]
+        residual = accept(ev, ev.r.index_select(axis, torch.tensor(index)))
+        if residual is None or sorted(index) == list(range(size)):
+            continue
+        role = roles(ev.r.shape, kind_of(ev))[axis]
+        runs = ", ".join(f"P[{p}] is R[{r}]" for p, r in _runs(index))
+        text = f"{axis_name(axis, ev.r.shape, kind_of(ev))} are taken from other places: {runs}"
+        class_id = {"b": "V6", "a": "A6", "c": "C5", "h": "V3", "w": "V3", "n": "D3"}.get(role, "V7")
+        yield Explanation(text, residual, sure(ev, residual, 0.95), {"axis": axis, "index": index[:64]}, class_id)
+        return
+
+
+def _runs(index: list[int]) -> list[tuple[str, str]]:
+    """Return (places in P, places in R) of what moved, neighbours that moved alike as one run; at most four."""
+    runs: list[list[int]] = []
+    for i, j in enumerate(index):
+        if runs and i - j == runs[-1][0] - runs[-1][2]:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i, j])
+    moved = [(a, b, j) for a, b, j in runs if a != j]
+    return [(str(a), str(j)) if a == b else (f"{a}..{b}", f"{j}..{j + b - a}") for a, b, j in moved[:4]]
+
+
 def _zeroed_class(ev: Evidence, role: str, tail: bool, edge: bool) -> str:
     if is_memory(ev):
         return "V2"
@@ -202,4 +239,5 @@ def is_memory(ev: Evidence) -> bool:
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("shape_changed", "V11", shape_changed, 0.8),
     Hypothesis("slices_zeroed", "V7", slices_zeroed, 0.8),
+    Hypothesis("reindexed", "V7", reindexed, 0.75),
 )

@@ -16,7 +16,7 @@ from .prints import near, print_of
 from .search import Edit
 from .table_masks import SOFTMAX, other_mask
 from .table_norms import norm_axes, norm_eps, norm_kind, norm_left_eps, norm_variance
-from .table_taken import another_constant, another_filling, another_value, other_settings
+from .table_taken import another_constant, another_filling, another_value, drawn, other_settings
 from .view import (
     ACTIVATIONS,
     ANGLES,
@@ -63,6 +63,8 @@ def _exchange(v: View) -> Named | None:
     if len(v.edit.at) == 3 and v.port.made.get(v.edit.at[1]) != v.port.made.get(v.edit.at[2]):
         makers = [v.port.ops[v.port.made[u]] for u in v.edit.at[1:] if u in v.port.made]
         return Named("W3", f"two values change places{at(makers[-1]) if makers else ''}")
+    if not weight and op.scalars.get("dim", 0) == 0 and op.name in ("split", "split_with_sizes", "unbind"):
+        return Named("C1", f"two parts of the batch that {describe(op)} makes are exchanged: the branches of guidance")
     return Named("W5" if vector else "W3", f"two parts of what {describe(op)} makes are exchanged")
 
 
@@ -232,8 +234,9 @@ def _padding(v: View) -> Named | None:
 
 
 def _bounds(v: View) -> Named | None:
-    names = v.ref_names + v.own_names
-    if not names or not set(names) <= BOUNDS:
+    ops = (*v.ref, *v.own)
+    affine = all(op.name in BOUNDS or (op.name in ARITHMETIC and len(op.inputs) == 1) for op in ops)
+    if not affine or not {op.name for op in ops} & BOUNDS:
         return None
     class_id = "V10" if v.kind in PICTURE else "C8"
     return Named(class_id, f"the values are bounded otherwise: {said(v.edit)}")
@@ -353,6 +356,6 @@ def _replaced(v: View) -> Named | None:
 
 
 ROWS: tuple[Callable[[View], Named | None], ...] = (
-    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, other_mask, _scale, _angle, norm_axes, norm_kind, _activation, _padding, other_settings, another_filling, _resize,
+    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, other_mask, _scale, _angle, norm_axes, norm_kind, _activation, _padding, other_settings, another_filling, drawn, _resize,
     _bounds, _rounding, _sign, another_constant, _operand, another_value, _only, _constant, _same, _replaced,
 )  # fmt: skip

@@ -12,6 +12,8 @@ from .view import PADS, POOLS, Named, View, at, describe, listed
 
 FILLS = frozenset(["zeros", "ones", "full", "fill", "rand", "randn", "zero"])
 AROUND_FILLS = FILLS | {"cat", "mul", "sub", "div", "add", "clamp", "_to_copy"}  # what may be done to a filling
+DRAWS = frozenset(["rand", "randn", "randint", "normal", "bernoulli"])
+ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
 LAYERS = POOLS | {"convolution"}
 MOST_OF_A_FILLING = 8  # operations
 SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups")
@@ -21,7 +23,9 @@ def another_filling(v: View) -> Named | None:
     """One side fills with a constant, or with noise, what is joined to data (the empty frames of a condition), the other with something else."""
     names = (set(v.ref_names), set(v.own_names))
     filled = [bool(side & FILLS) and side <= AROUND_FILLS for side in names]
-    if not any(filled) or len(v.ref) + len(v.own) > MOST_OF_A_FILLING or "cat" not in v.into | names[0] | names[1]:
+    if not any(filled) or len(v.ref) + len(v.own) > MOST_OF_A_FILLING:
+        return None
+    if not all(filled) and "cat" not in v.into | names[0] | names[1]:
         return None
     if any(
         r.moving and f
@@ -33,6 +37,18 @@ def another_filling(v: View) -> Named | None:
     return Named(
         "C5", f"beside the data the port has {listed(v.own_names)} where the reference has {listed(v.ref_names)}{where}"
     )
+
+
+def drawn(v: View) -> Named | None:
+    """One side draws random numbers into what the other computes without any: a sample instead of the mode, or noise that is not asked for."""
+    ours, theirs = ({op.name for op in ops} for ops in (v.ref, v.own))
+    if bool(ours & DRAWS) == bool(theirs & DRAWS) or not (ours | theirs) & ARITHMETIC:
+        return None
+    who, draws = ("the port", v.own) if theirs & DRAWS else ("the reference", v.ref)
+    where = at(next(op for op in draws if op.name in DRAWS))
+    if "exp" in ours | theirs:
+        return Named("C9", f"{who} alone draws a sample where the other side takes the mode{where}")
+    return Named("S2", f"{who} alone adds noise: {listed([op.name for op in draws])}{where}")
 
 
 def another_value(v: View) -> Named | None:

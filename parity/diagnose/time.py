@@ -209,7 +209,9 @@ def table_ends(ev: Evidence) -> Iterable[Explanation]:
         return  # running numbers: positions
     near = 1e-6 + 2 * noise(ev)
     if r.numel() != p.numel():
-        if all(max(x.shape) == x.numel() for x in (ev.reference, ev.port)):  # features are no table
+        if ev.kind == "schedule" and all(
+            max(x.shape) == x.numel() for x in (ev.reference, ev.port)
+        ):  # features are no table
             yield from _other_length(r, p, near)
         return
     for step in (1, -1):
@@ -248,6 +250,25 @@ def _other_length(r: Tensor, p: Tensor, near: float) -> Iterator[Explanation]:
     yield Explanation(text, 0.0, 0.8, values, "T5")
 
 
+def zero_terminal(ev: Evidence) -> Iterable[Explanation]:
+    """T5: only one side's table is rescaled to a signal of zero at the last step (Lin et al. 2023, algorithm 1)."""
+    if (
+        ev.kind != "schedule"
+        or not ev.same_shape
+        or ev.r.dim() != 1
+        or len(ev.r) < 4
+        or bool((ev.r < 0).any() | (ev.p < 0).any())
+    ):
+        return
+    for plain, rescaled, who in ((ev.p, ev.r, "is not"), (ev.r, ev.p, "alone is")):
+        root = plain.flatten().sqrt()
+        made = (root - root[-1]) * root[0] / (root[0] - root[-1]).clamp_min(1e-300)
+        if float((made.square() - rescaled.flatten()).abs().max()) <= 1e-5 * float(rescaled.abs().max()):
+            text = f"the port's table {who} rescaled to zero signal at the last step"
+            yield Explanation(text, 0.0, 0.95, {"last_reference": float(ev.r[-1]), "last_port": float(ev.p[-1])}, "T5")
+            return
+
+
 def neighbour_step(ev: Evidence) -> Iterable[Explanation]:
     """T5: the value of the next or the previous step: P[s] = R[s ± 1]."""
     if not _table(ev) or not ev.same_shape or not bool((ev.d != 0).any()):
@@ -281,6 +302,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("time unit", "T6", time_unit, 0.9),
     Hypothesis("sigma shift", "T3", sigma_shift, 0.8),
     Hypothesis("table ends", "T5", table_ends, 0.7),
+    Hypothesis("zero terminal signal", "T5", zero_terminal, 0.8),
     Hypothesis("neighbouring step", "T5", neighbour_step, 0.7),
     Hypothesis("time embedding", "T2", time_embedding, 0.75),
     Hypothesis("embedding halves", "T2", embedding_halves, 0.85),

@@ -65,7 +65,8 @@ def _frequency_table(ev: Evidence, ours: Sinusoid | None, theirs: Sinusoid | Non
         return write_sinusoid(theta, known.amplitude, known.order).reshape(ev.p.shape)
 
     changes = {f"{who[0]} frequencies are {who[1]} {text}": change for text, change in list(ROUNDINGS.items())[:2]}
-    changes[f"{who[0]} frequencies are all zero: the buffer was never filled"] = torch.zeros_like
+    if ours is not None:
+        changes["the port's frequencies are all zero: the buffer was never filled"] = torch.zeros_like
     for text, change in changes.items():
         exact, other = written(lambda f: f), written(change)
         if close(exact, high, 1e-3) and relative_error(other, low) < 0.02 * ev.error + 2 * noise(ev):

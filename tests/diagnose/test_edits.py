@@ -125,6 +125,18 @@ def attention(x: Tensor, scale: float = 0.5, causal: bool = True) -> Tensor:
     return (scores.masked_fill(~keep, float("-inf")) if causal else scores).softmax(-1) @ x
 
 
+def hidden_by_much(x: Tensor) -> Tensor:
+    """A mask that is added, of zeros and a number that no softmax survives."""
+    scores = (x @ W) @ x.mT * 0.5
+    return (scores - 1e4 * (torch.arange(scores.shape[-1]) > 2)).softmax(-1) @ x
+
+
+def beside(x: Tensor, filling: Tensor) -> Tensor:
+    joined = torch.empty(5, 5, 8, dtype=x.dtype)
+    joined[:2], joined[2:] = x @ W, filling
+    return joined
+
+
 @pytest.mark.parametrize(
     ("reference", "port", "class_id", "words"),
     [
@@ -135,6 +147,11 @@ def attention(x: Tensor, scale: float = 0.5, causal: bool = True) -> Tensor:
         (attention, lambda x: attention(x, causal=False), "A1", "the causal mask is missing"),
         (lambda x: functional.scaled_dot_product_attention(x @ W, x, x, scale=0.5), lambda x: ((x @ W) @ x.mT * 0.3).softmax(-1) @ x, "A5", "0.3 instead of 0.5"),
         (lambda x: (x @ W).clamp(-1, 1), lambda x: (x @ W).clamp(-1, 0.5), "C8", "bounded"),
+        (lambda x: (x @ W / 2 + 0.5).clamp(0, 1), lambda x: x @ W, "C8", "bounded"),
+        (hidden_by_much, lambda x: attention(x, causal=False), "A2", "the mask is missing"),
+        (lambda x: x @ W, lambda x: x @ W + torch.exp(x @ V) * torch.randn(2, 5, 8, dtype=x.dtype), "C9", "draws a sample"),
+        (lambda x: x @ W, lambda x: x @ W + 0.1 * torch.randn(2, 5, 8, dtype=x.dtype), "S2", "adds noise"),
+        (lambda x: beside(x, torch.zeros(3, 5, 8, dtype=x.dtype)), lambda x: beside(x, torch.ones(3, 5, 8, dtype=x.dtype)), "C5", "ones where the reference has zeros"),
         (lambda x: torch.tanh(x / 30) * 30, lambda x: torch.tanh(x / 50) * 50, "W12", "50 instead of 30"),
         (lambda x: functional.pad(x @ W, (1, 1)), lambda x: functional.pad(x @ W, (1, 1), mode="reflect"), "V3", "pads with reflection_pad1d"),
         (lambda x: functional.gelu(functional.pad(x @ W, (1, 1), mode="reflect")) @ PADDED, lambda x: functional.gelu(functional.pad(torch.einsum("bnd,dk->bnk", x, W), (1, 1))) @ PADDED, "V3", "constant_pad_nd"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recognise import explain, named, normal, top
 from torch import Tensor
 
+from parity.diagnose import diagnose
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.layout import HYPOTHESES
 from parity.diagnose.permutations import describe
@@ -268,3 +269,30 @@ def test_index_maps_are_described_exactly(sizes: list[int], data: st.DataObject)
     structure = describe(index)
     assert (structure.kind == "identity") == bool((index == np.arange(len(index))).all())
     assert structure.kind not in {"arbitrary", "swaps", "repeated"} or len(index) <= 6
+
+
+def test_what_was_done_to_one_frame_alone_is_said_of_it() -> None:
+    clip = normal(3, 9, 16, 24).float()
+    port = clip.clone()
+    port[:, -1] = clip[:, -1].flip(0)
+    first = diagnose(Evidence(clip, port, kind="frame"))[0]
+    assert first.class_id == "C7"
+    assert first.text.startswith("only the last of 9 frames: ")
+    port[:, -1] = clip[:, -1] / 2 + 0.5
+    assert diagnose(Evidence(clip, port, kind="frame"))[0].class_id == "C8"
+    port = clip + 0.1 * normal(3, 9, 16, 24, seed=1).float()
+    assert not [c for c in diagnose(Evidence(clip, port, kind="frame")) if c.text.startswith("only")]
+
+
+def test_frames_that_are_taken_from_other_places() -> None:
+    clip = normal(1, 3, 7, 16, 24)
+    port = clip[:, :, [0, 2, 3, 4, 5, 6, 6]]
+    name, class_id, found = top(Evidence(clip, port, kind="frame"), HYPOTHESES)
+    assert (name, class_id) == ("reindexed", "V7")
+    assert found.text.endswith("P[1..5] is R[2..6]")
+
+
+@pytest.mark.parametrize(("shift", "class_id"), [(1, "V6"), (2, "C1")])
+def test_samples_that_change_places(shift: int, class_id: str) -> None:
+    x = normal(4, 12, 32)
+    assert top(Evidence(x, x.roll(shift, 0)), HYPOTHESES)[1] == class_id

@@ -228,3 +228,13 @@ def test_degenerate_values_do_not_raise(value: Tensor) -> None:
     for other in (value + 1, value, torch.ones(3), torch.zeros(2, 3, 4, dtype=torch.long)):
         for kind in ("schedule", "latent", "activation", "output", "input"):
             explain(Evidence(reference=value, port=other, kind=kind, inputs={"v": value, "w": value + 2}))
+
+
+def test_a_table_that_is_not_rescaled_to_zero_signal() -> None:
+    plain = (1 - torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)).cumprod(0)
+    root = plain.sqrt()
+    rescaled = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+    said = [e.text for h, e in explain(Evidence(reference=rescaled, port=plain, kind="schedule")) if h.class_id == "T5"]
+    assert any("is not rescaled to zero signal" in text for text in said)
+    other = Evidence(reference=rescaled, port=plain.sqrt(), kind="schedule")
+    assert all("rescaled" not in e.text for _, e in explain(other))

@@ -45,6 +45,7 @@ LAYOUTS = frozenset(
     ["A10", "V5", "V6", "V11", "D3", "W3", "W4", "W9"]
 )  # what a rearranged value was meant to be is not in its numbers
 TABLES = frozenset(["sigma shift", "table ends"])
+PROOFS = ("verified", "replayed", "congruent", "identity", "hint")  # the strongest first
 LARGE = 10  # operations in all regions: more say where, not what
 # The share of right classes, by how sure the name is (200 edits of mutants of the tuning half and of pairs of two authors).
 CONFIDENCE = {"sure": 0.77, "general": 0.45, "open": 0.2, "large": 0.2}  # replayed
@@ -227,17 +228,16 @@ def line_of(found: Found) -> Op | None:
 
 
 def merged(own: list[Cause], facts: Sequence[Cause], most: int = 5) -> tuple[Cause, ...]:
-    """Return edits and facts as one list, by proof and then by confidence; of one class only the first.
+    """Return edits and facts as one list, the surest first; of one class only the first.
 
-    An edit proves where and how much. One with a name of its own goes first; where it has none, a fact that fits the values may say
-    better what.
+    An edit proves where and how much; where it has no name of its own, a fact that fits the values may say better what. Confidences that
+    are equal to one decimal are equal: then the proof decides.
     """
     sure = {f.class_id: f.confidence for f in reversed(facts)}
     proven = [c for c in own if c.proof == "verified"]  # of two ways to one answer, the proof is shown
     own = [replace(c, confidence=max(c.confidence, sure.get(c.class_id, 0.0))) if c in proven else c for c in own]
     kept: dict[str, Cause] = {}
-    surest = sorted([*own, *facts], key=lambda c: (c.proof == "hint", -c.confidence, c.proof != "verified"))
-    for cause in sorted(surest, key=lambda c: not (c in own and c.score >= CONFIDENCE["sure"])):
+    for cause in sorted([*own, *facts], key=lambda c: (-round(c.confidence, 1), PROOFS.index(c.proof), -c.confidence)):
         kept.setdefault(cause.class_id, cause)
     return tuple(kept.values())[:most]
 

@@ -121,6 +121,8 @@ def _order(v: View) -> Named | None:
     if v.edit.kind != "order" or v.edit.user is None:
         return None
     op = v.edit.user
+    if op.name == "cat" and v.into & {"mul"} and _turned(v, op):
+        return Named("P1", f"the parts of a rotation are joined in another order by {describe(op)}")
     if op.name == "cat":
         return Named("C5", f"the parts are joined in another order by {describe(op)}")
     if op.name in ("sub", "rsub"):
@@ -128,6 +130,13 @@ def _order(v: View) -> Named | None:
             "T8" if v.kind == "latent" else "N5", f"the operands of {describe(op)} are exchanged: the sign is reversed"
         )
     return Named("W3", f"the operands of {describe(op)} are in another order")
+
+
+def _turned(v: View, op: Op) -> bool:
+    """Tell whether what is joined are two parts of one value, one of them with its sign reversed, as a rotation is written."""
+    i = v.port.ops.index(op)
+    makers = [v.port.ops[v.port.made[u]] for u in v.port.inputs[i] if u in v.port.made]
+    return len(v.port.inputs[i]) == 2 and sum(maker.name == "neg" for maker in makers) == 1
 
 
 def _activation(v: View) -> Named | None:
@@ -198,6 +207,14 @@ def _angle(v: View) -> Named | None:
         return Named(
             "P2",
             f"positions are offset: {op.name} of {number(op.scalars.get('other'))} is {v.only[0]} by the port{at(op)}",
+        )
+    if v.only is not None and set(v.only[1]) <= {"mul", "div"} and all(len(op.inputs) == 1 for op in v.only[2]):
+        class_id, whose = ("P5", "positions") if _in_equal_steps(v.edit.value) else ("T6", "time")
+        factor = number(_factor(v.only[2]))
+        return Named(
+            class_id,
+            f"the angles of the {whose} are scaled: a factor of {factor} is {v.only[0]} by the port{at(v.only[2][-1])}",
+            False,
         )
     if v.only is not None and v.only[1] == ["neg"]:
         return Named("P7", f"the rotation has the opposite sign: neg is {v.only[0]} by the port{at(v.only[2][0])}")

@@ -131,6 +131,13 @@ def hidden_by_much(x: Tensor) -> Tensor:
     return (scores - 1e4 * (torch.arange(scores.shape[-1]) > 2)).softmax(-1) @ x
 
 
+def rotated(x: Tensor, other: Tensor | None = None, step: float = 1.0) -> Tensor:
+    angles = torch.arange(5, dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1, 0.01, 0.001] * 2, dtype=x.dtype)
+    angles = angles if step == 1.0 else step * angles
+    other = torch.cat([-x[..., 4:], x[..., :4]], -1) if other is None else other
+    return x * angles.cos() + other * angles.sin()
+
+
 def beside(x: Tensor, filling: Tensor) -> Tensor:
     joined = torch.empty(5, 5, 8, dtype=x.dtype)
     joined[:2], joined[2:] = x @ W, filling
@@ -156,6 +163,7 @@ def beside(x: Tensor, filling: Tensor) -> Tensor:
         (lambda x: functional.pad(x @ W, (1, 1)), lambda x: functional.pad(x @ W, (1, 1), mode="reflect"), "V3", "pads with reflection_pad1d"),
         (lambda x: functional.gelu(functional.pad(x @ W, (1, 1), mode="reflect")) @ PADDED, lambda x: functional.gelu(functional.pad(torch.einsum("bnd,dk->bnk", x, W), (1, 1))) @ PADDED, "V3", "constant_pad_nd"),
         (lambda x: conv(functional.relu(conv(x, 1)), 2), lambda x: conv((y := conv(x, 2)) * (y > 0), 1), "W12", "stride [2], then [1] instead of [1], then [2]"),
+        (rotated, lambda x: rotated(x, torch.cat([x[..., :4], -x[..., 4:]], -1)), "P1", "the parts of a rotation"),
         (lambda x: (x @ W) * torch.sigmoid(x @ V), lambda x: (x @ W) * torch.sigmoid(x @ W), "W3", "of other weights"),
         (lambda x: x.var(-1, keepdim=True) + x, lambda x: x.var(-1, keepdim=True, unbiased=False) + x, "N3", "correction 0"),
     ],
@@ -164,6 +172,13 @@ def test_an_operation_that_is_another(reference: Side, port: Side, class_id: str
     found = named(reference, port)
     assert found[0] == class_id
     assert words in found[1]
+
+
+def test_angles_that_are_scaled_once_more() -> None:
+    found = cause(evidence(rotated, lambda x: rotated(x, step=2.0)))
+    assert found is not None
+    assert (found.class_id, found.confidence) == ("P5", CONFIDENCE["open"])
+    assert "a factor of 2 is added by the port" in found.text
 
 
 def test_an_edit_in_every_step_of_a_loop_counts_once() -> None:

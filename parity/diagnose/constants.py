@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .evidence import Evidence
 from .search import Edit
-from .view import Named, describe
+from .view import Named, describe, number
 
 NEAR = 400  # sites that are looked at for a value, the latest before this one first
 TABLES = frozenset(["rope", "schedule"])
@@ -55,6 +55,8 @@ def _kind_of_change(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[str, str, b
             return "W11", f"is the reference's rounded to {name}", True
         if all(torch.equal(b.to(dtype).double(), a.double()) for a, b in pairs):
             return "W11", f"is not rounded to {name}, the reference's is", True
+    if all(a.numel() == b.numel() == 1 for a, b in pairs):
+        return "W12", f"is {number(pairs[0][1].item())} instead of {number(pairs[0][0].item())}", False
     if all(not bool(b.any()) for _, b in pairs):
         return "W2", "is zero in the port", True
     return "W13", "has other values: another checkpoint, file or table", False

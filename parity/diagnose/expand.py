@@ -144,6 +144,9 @@ def _attention(op: Op) -> Tensor | None:
         return None
     if op.scalars.get("dropout_p"):
         return None
+    if q.dim() > 2 and k.shape[-3] != q.shape[-3]:
+        shared = q.shape[-3] // k.shape[-3]
+        k, v = k.repeat_interleave(shared, -3), v.repeat_interleave(shared, -3)
     scale = op.scalars.get("scale")
     scores = (q @ k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     if op.scalars.get("is_causal"):

@@ -11,17 +11,21 @@ from parity.compare.masks import describe_mask
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
 from parity.diagnose.masks import describe
 
+MOST = 50_000_000  # numbers of a mask that is read
+LOWEST = -6e4  # what fp16 has as its lowest is hidden in every dtype
+
 
 def mask_record(ev: Evidence) -> Iterable[Explanation]:
     """A1–A4, A11, K6 on the masks themselves: kind "mask", or booleans, or 0/1 integers, or 0/−inf; C5 on a mask that the model is given as a condition."""
-    if ev.reference.numel() < 2 or ev.port.numel() < 2 or ev.reference.numel() > 50_000_000:
+    if ev.reference.numel() < 2 or ev.port.numel() < 2 or ev.reference.numel() > MOST:
         return
     if ev.kind == "mask" and ev.words and ev.same_shape:
         text = f"the conditioning mask differs: {describe_mask(ev.reference, ev.port, ev.words)}"
-        yield Explanation(text, 0.0, 0.95, {"axes": dict(ev.words)}, "C5")
+        yield Explanation(text, 0.0, 0.99, {"axes": dict(ev.words)}, "C5")  # the case says what it is
         return
-    added = ev.kind == "mask" and any(_hides(t) for t in (ev.reference, ev.port))
-    ours, theirs = _as_keep(ev.reference, ev.kind, added), _as_keep(ev.port, ev.kind, added)
+    kind = "mask" if _is_added(ev.reference) or _is_added(ev.port) else ev.kind
+    added = kind == "mask" and any(_hides(t) for t in (ev.reference, ev.port))
+    ours, theirs = _as_keep(ev.reference, kind, added), _as_keep(ev.port, kind, added)
     if ours is None or theirs is None:
         return
     if ours.shape[-1] > theirs.shape[-1] and bool(theirs.all()) and int(ours.sum(-1).max()) == theirs.shape[-1]:
@@ -45,6 +49,14 @@ def mask_record(ev: Evidence) -> Iterable[Explanation]:
 
 def _hides(mask: Tensor) -> bool:
     return mask.is_floating_point() and bool((as_float64(mask) < -1e3).any())
+
+
+def _is_added(value: Tensor) -> bool:
+    """Tell whether a value can only be a mask that is added to scores: zero, or the lowest number of a dtype or infinity, and nothing else."""
+    if not value.is_floating_point() or value.numel() > MOST:
+        return False
+    values = as_float64(value)
+    return bool((values < LOWEST).any()) and bool(((values == 0) | (values < LOWEST)).all())
 
 
 def _as_keep(mask: Tensor, kind: str, added: bool = False) -> Tensor | None:

@@ -191,10 +191,17 @@ def reindexed(ev: Evidence) -> Iterator[Explanation]:
         residual = accept(ev, ev.r.index_select(axis, torch.tensor(index)))
         if residual is None or sorted(index) == list(range(size)):
             continue
+        moved = [i for i, j in enumerate(index) if i != j]
+        rows = as_rows(ev.p, (axis,))[moved]
+        filled = bool((rows == rows[:, :1]).all())
         role = roles(ev.r.shape, kind_of(ev))[axis]
         runs = ", ".join(f"P[{p}] is R[{r}]" for p, r in _runs(index))
         text = f"{axis_name(axis, ev.r.shape, kind_of(ev))} are taken from other places: {runs}"
         class_id = {"b": "V6", "a": "A6", "c": "C5", "h": "V3", "w": "V3", "n": "D3"}.get(role, "V7")
+        if role == "f" and filled:
+            class_id, text = "C5", f"{text}, which hold one number: other places are filled"
+        elif role == "f" and min(moved) >= size - max(1, size // 4):
+            class_id, text = "V8", f"{text}: only the end is concerned"
         yield Explanation(text, residual, sure(ev, residual, 0.95), {"axis": axis, "index": index[:64]}, class_id)
         return
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from parity.capture.operations import Op
@@ -15,8 +16,16 @@ from .graph import MOVES, Graph
 from .prints import near, print_of
 from .search import Edit
 from .table_masks import SOFTMAX, other_mask
-from .table_norms import norm_axes, norm_eps, norm_kind, norm_left_eps, norm_variance
-from .table_taken import another_constant, another_filling, another_value, drawn, other_settings
+from .table_norms import norm_axes, norm_eps, norm_kind, norm_left_eps, norm_variance, other_axis
+from .table_taken import (
+    FILLS,
+    another_constant,
+    another_filling,
+    another_value,
+    drawn,
+    fixed_statistics,
+    other_settings,
+)
 from .view import (
     ACTIVATIONS,
     ANGLES,
@@ -75,7 +84,7 @@ def _kept(v: View) -> Named | None:
         return None  # what is kept is right, but for a number
     if any(op.earlier for op in (*v.ref, *v.own)):
         return Named("K1", f"what is kept for later calls differs: {said(v.edit)}")
-    if theirs.kept and not ours.kept and v.own:
+    if theirs.kept and not ours.kept and v.own and not set(v.own_names) <= FILLS:
         return Named("K4", f"the port goes on with what an earlier call left, the reference does not: {said(v.edit)}")
     if ours.kept and not theirs.kept and v.ref:
         return Named("K3", f"the reference goes on with what an earlier call left, the port does not: {said(v.edit)}")
@@ -218,6 +227,8 @@ def _angle(v: View) -> Named | None:
         )
     if v.only is not None and v.only[1] == ["neg"]:
         return Named("P7", f"the rotation has the opposite sign: neg is {v.only[0]} by the port{at(v.only[2][0])}")
+    if _reversed(v):
+        return Named("P7", f"the rotation has the opposite sign: {said(v.edit)}")
     return None
 
 
@@ -332,9 +343,16 @@ def _constant(v: View) -> Named | None:
     return Named("W12", f"the port runs {op.name} with {name} {said_}{at(op)}")
 
 
+def _reversed(v: View) -> bool:
+    """Tell whether one side takes from what the other side takes away."""
+    return sorted([v.ref_names, v.own_names]) == [["rsub"], ["sub"]] and torch.allclose(v.edit.value, -v.edit.other)
+
+
 def _sign(v: View) -> Named | None:
-    if sorted([v.ref_names, v.own_names]) in ([["add"], ["sub"]], [["neg"], []]) or (
-        v.only is not None and v.only[1] == ["neg"]
+    if (
+        sorted([v.ref_names, v.own_names]) == [["add"], ["sub"]]
+        or (v.only is not None and v.only[1] == ["neg"])
+        or _reversed(v)
     ):
         op = (v.own or v.ref)[0]
         return Named(
@@ -373,6 +391,6 @@ def _replaced(v: View) -> Named | None:
 
 
 ROWS: tuple[Callable[[View], Named | None], ...] = (
-    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, other_mask, _scale, _angle, norm_axes, norm_kind, _activation, _padding, other_settings, another_filling, drawn, _resize,
+    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, other_mask, _scale, _angle, norm_axes, other_axis, norm_kind, _activation, _padding, other_settings, another_filling, drawn, fixed_statistics, _resize,
     _bounds, _rounding, _sign, another_constant, _operand, another_value, _only, _constant, _same, _replaced,
 )  # fmt: skip

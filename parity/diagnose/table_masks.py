@@ -9,7 +9,7 @@ from torch import Tensor
 from .graph import MOVES
 from .masks import describe as describe_masks
 from .prints import HIDDEN
-from .view import HIDING, ORDERS, Named, View, at
+from .view import HIDING, ORDERS, Named, View, at, said
 
 SOFTMAX = frozenset(["softmax", "_softmax", "_safe_softmax"])
 NO_WEIGHT = -745.2  # exp of less is 0 in float64
@@ -40,12 +40,24 @@ def other_mask(v: View) -> Named | None:
         and names <= ORDERS | MOVES | {"arange", "add", "sub", "lift_fresh"}
     ):
         return _mask(v, v.edit.value, v.edit.other)
+    if (
+        SOFTMAX & v.into
+        and "add" in v.into
+        and not names & SOFTMAX
+        and _two_valued(v.edit.value)
+        and _two_valued(v.edit.other)
+    ):
+        return Named("A2", f"the mask that is added to the scores differs: {said(v.edit)}")
     for op, name, ours, theirs in v.numbers:
         if op.name in ("tril", "triu", "lt", "le", "gt", "ge"):
             return Named(
                 "A11", f"{op.name} runs with {name} {theirs} instead of {ours}: the mask's edge is off{at(op)}"
             )
     return None
+
+
+def _two_valued(value: Tensor) -> bool:
+    return value.numel() > 2 and value.unique().numel() <= 2
 
 
 def _hidden(scores: Tensor) -> Tensor:

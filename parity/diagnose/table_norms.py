@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from parity.capture.operations import Op
 
+from .prints import near, print_of
 from .view import NORMS, REDUCTIONS, ROOTS, Named, View, at, number
 
 
@@ -65,6 +66,21 @@ def norm_axes(v: View) -> Named | None:
         mine.inputs[0].numel() // max(1, mine.outputs[0].numel()),
     )
     return Named("N7", f"{mine.name} runs over {b} numbers instead of {a}: the statistics are of other axes{at(mine)}")
+
+
+def other_axis(v: View) -> Named | None:
+    """The same operation on the same numbers in the same shape, along another axis."""
+    if len(v.ref) != 1 or v.ref_names != v.own_names or v.numbers:
+        return None
+    mine, theirs = v.own[0], v.ref[0]
+    axes = [op.scalars.get("dim") for op in (theirs, mine)]
+    same = [
+        a.shape == b.shape and near(print_of(a), print_of(b), ordered=True)
+        for a, b in zip(theirs.inputs, mine.inputs, strict=False)
+    ]
+    if None in axes or axes[0] == axes[1] or not all(same) or mine.name == "cat":
+        return None
+    return Named("N7", f"{mine.name} runs along axis {axes[1]} instead of {axes[0]}{at(mine)}")
 
 
 def norm_kind(v: View) -> Named | None:

@@ -10,10 +10,27 @@ from .graph import MOVES, Graph
 from .prints import near, print_of
 from .view import PADS, POOLS, Named, View, at, describe, listed
 
-FILLS = frozenset(["zeros", "ones", "full", "fill", "rand", "randn", "zero"])
+FILLS = frozenset(
+    [
+        "zeros",
+        "ones",
+        "full",
+        "fill",
+        "rand",
+        "randn",
+        "zero",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+    ]
+)
 AROUND_FILLS = FILLS | {"cat", "mul", "sub", "div", "add", "clamp", "_to_copy"}  # what may be done to a filling
 DRAWS = frozenset(["rand", "randn", "randint", "normal", "bernoulli"])
 ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
+NORMALISED = frozenset([("sub", "mul"), ("sub", "div"), ("div", "add"), ("reciprocal",)])
 LAYERS = POOLS | {"convolution"}
 MOST_OF_A_FILLING = 8  # operations
 SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups")
@@ -49,6 +66,18 @@ def drawn(v: View) -> Named | None:
     if "exp" in ours | theirs:
         return Named("C9", f"{who} alone draws a sample where the other side takes the mode{where}")
     return Named("S2", f"{who} alone adds noise: {listed([op.name for op in draws])}{where}")
+
+
+def fixed_statistics(v: View) -> Named | None:
+    """One side alone takes off a kept mean and divides by a kept deviation, or takes the inverse of the kept deviation (latents)."""
+    if v.only is None or tuple(v.only[1]) not in NORMALISED:
+        return None
+    vectors = [t for op in v.only[2] for t in op.inputs[-1:]]
+    if any(t.numel() < 2 or t.numel() != max(t.shape) for t in vectors) or len({t.numel() for t in vectors}) > 1:
+        return None
+    which, names, ops = v.only
+    what = "inverse of the kept deviation" if names == ["reciprocal"] else "normalisation by kept statistics"
+    return Named("C10", f"the {what} is {which} by the port: {listed(names)}{at(ops[-1])}")
 
 
 def another_value(v: View) -> Named | None:

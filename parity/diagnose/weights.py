@@ -224,9 +224,21 @@ def _same_number(a: Any, b: Any) -> bool:
     return isinstance(a, (int, float)) and isinstance(b, (int, float)) and abs(a - b) <= 1e-9 * max(abs(a), abs(b))
 
 
+def setting_given(ev: Evidence) -> Iterator[Explanation]:
+    """A recorded input is one whole number or a flag, and another one: what was asked for differs (W12)."""
+    if ev.kind != "input" or not ev.reference.numel() == ev.port.numel() == 1:
+        return
+    ours, theirs = float(ev.r.flatten()[0]), float(ev.p.flatten()[0])
+    if ours == theirs or ours != round(ours) or theirs != round(theirs):
+        return
+    text = f"{ev.site} is {theirs:g} where the reference has {ours:g}: it is asked for something else"
+    yield Explanation(text, 0.0, 0.94, {"reference": ours, "port": theirs})
+
+
 HYPOTHESES: tuple[Hypothesis, ...] = (
     *ONE_WEIGHT,
     Hypothesis("parameter_differs", "W13", in_parameters, 0.9),
     Hypothesis("parameter_absent", "W2", absent, 0.4),
     Hypothesis("setting_differs", "W12", settings_differ, 0.5),
+    Hypothesis("setting_given", "W12", setting_given, 0.5),
 )

@@ -131,6 +131,13 @@ def hidden_by_much(x: Tensor) -> Tensor:
     return (scores - 1e4 * (torch.arange(scores.shape[-1]) > 2)).softmax(-1) @ x
 
 
+def shared_keys(x: Tensor, causal: bool) -> Tensor:
+    """Four heads of queries that share two of keys and values."""
+    heads = (x @ W).unflatten(-1, (4, 2)).transpose(1, 2)
+    shared = x[..., :4].unflatten(-1, (2, 2)).transpose(1, 2)
+    return functional.scaled_dot_product_attention(heads, shared, shared, is_causal=causal, enable_gqa=True)
+
+
 def rotated(x: Tensor, other: Tensor | None = None, step: float = 1.0) -> Tensor:
     angles = torch.arange(5, dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1, 0.01, 0.001] * 2, dtype=x.dtype)
     angles = angles if step == 1.0 else step * angles
@@ -153,6 +160,9 @@ def beside(x: Tensor, filling: Tensor) -> Tensor:
         (attention, lambda x: attention(x, 0.25), "A5", "scale 0.25 instead of 0.5"),
         (attention, lambda x: attention(x, causal=False), "A1", "the causal mask is missing"),
         (lambda x: functional.scaled_dot_product_attention(x @ W, x, x, scale=0.5), lambda x: ((x @ W) @ x.mT * 0.3).softmax(-1) @ x, "A5", "0.3 instead of 0.5"),
+        (lambda x: shared_keys(x, True), lambda x: shared_keys(x, False), "A1", "the causal mask is missing"),
+        (lambda x: (x @ W).softmax(-1), lambda x: (x @ W).softmax(-2), "N7", "softmax runs along axis -2 instead of -1"),
+        (lambda x: 1 - x @ W, lambda x: x @ W - 1, "N5", "the sign of a term is reversed"),
         (lambda x: (x @ W).clamp(-1, 1), lambda x: (x @ W).clamp(-1, 0.5), "C8", "bounded"),
         (lambda x: (x @ W / 2 + 0.5).clamp(0, 1), lambda x: x @ W, "C8", "bounded"),
         (hidden_by_much, lambda x: attention(x, causal=False), "A2", "the mask is missing"),

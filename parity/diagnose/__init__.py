@@ -53,7 +53,7 @@ def diagnose(evidence: Evidence, most: int = 5) -> tuple[Cause, ...]:
     found = _tested(evidence)
     narrow = narrowed(evidence)
     if narrow is not None:
-        where = describe(evidence)[0]
+        where = next((said for said in describe(evidence) if said.startswith("only")), "where they differ")
         found += [(score, replace(cause, text=f"{where}: {cause.text}")) for score, cause in _tested(narrow)]
     found.sort(key=lambda item: -item[0])
     return _distinct([cause for _, cause in found])[:most]

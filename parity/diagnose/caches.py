@@ -97,6 +97,8 @@ def _whose(ev: Evidence, axis: str, now: int | None, then: int) -> tuple[str, st
     if constant:
         if axis == "step" and not before:
             return "T5", "the next step's value is used"
+        if ev.kind == "input" and not before:
+            return "V7", f"what belongs to a later {axis} is given"
         return "K9", "it is not refreshed" if before else "it is advanced too early"
     if ev.kind == "kv":
         return ("K3", "the cache is not updated") if before else ("K2", "the cache holds a later value")

@@ -71,6 +71,8 @@ def _exchange(v: View) -> Named | None:
     op = v.edit.port.ops[0]
     if len(v.edit.at) == 3 and v.port.made.get(v.edit.at[1]) != v.port.made.get(v.edit.at[2]):
         makers = [v.port.ops[v.port.made[u]] for u in v.edit.at[1:] if u in v.port.made]
+        if v.kind == "latent" and v.edit.other.numel() == 1:
+            return Named("T8", f"two coefficients change places{at(makers[-1]) if makers else ''}")
         return Named("W3", f"two values change places{at(makers[-1]) if makers else ''}")
     if not weight and op.scalars.get("dim", 0) == 0 and op.name in ("split", "split_with_sizes", "unbind"):
         return Named("C1", f"two parts of the batch that {describe(op)} makes are exchanged: the branches of guidance")

@@ -10,6 +10,8 @@ from torch import Tensor
 from parity.diagnose.evidence import Evidence, Explanation
 from parity.diagnose.roles import distinct, fitted
 
+FEWEST_TOKENS = 4  # different ones
+
 
 def position_ids(ev: Evidence) -> Iterable[Explanation]:
     """P2, P3, P5 on integer positions: P = R + c; P = k·R; axes exchanged; restarted; every position the same."""
@@ -28,6 +30,19 @@ def position_ids(ev: Evidence) -> Iterable[Explanation]:
         for axis in (r.dim() - 1, 0):
             yield from _exchanged_axes(ev, axis)
     yield from _scaled_or_restarted(ev, r, p)
+
+
+def token_ids(ev: Evidence) -> Iterable[Explanation]:
+    """C3: the text that the model is given is another: whole numbers [texts, length] of a vocabulary, no counts."""
+    if ev.kind != "input" or ev.reference.is_floating_point() or not _integers(ev) or ev.reference.dim() != 2:
+        return
+    if any(_counts(side) for side in (ev.r, ev.p)) or len(distinct(ev.r)) < FEWEST_TOKENS:
+        return
+    rows = (ev.d != 0).any(-1).nonzero().flatten().tolist()
+    first = int((ev.d != 0).any(0).nonzero()[0])
+    many = f"{len(rows)} of {len(ev.r)} texts, from place {first} on"
+    text = f"the token ids differ in {many}: another prompt, template or tokenizer"
+    yield Explanation(text, 0.0, 0.92, {"rows": rows[:16], "first": first}, "C3")
 
 
 def _integers(ev: Evidence) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.evidence import Evidence, Explanation, Hypothesis, as_float64
-from parity.diagnose.position_ids import position_ids
+from parity.diagnose.position_ids import position_ids, token_ids
 from parity.diagnose.roles import close, comparable, fitted, like_reference, limit, memo, noise
 from parity.diagnose.rotary import Arrangement, Pairing, arrangements, as_pairs, from_pairs, pairings, turn
 from parity.diagnose.rotations import Story, stories
@@ -378,4 +378,5 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("rotary frequencies", "P5", _test("rotary frequencies"), 0.6),
     Hypothesis("low-precision angles", "P6", _test("low-precision angles"), 0.6),
     Hypothesis("position ids", "P2", position_ids, 0.7),
+    Hypothesis("token ids", "C3", token_ids, 0.5),
 )

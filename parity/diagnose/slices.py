@@ -179,7 +179,8 @@ def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
 
 def reindexed(ev: Evidence) -> Iterator[Explanation]:
     """Every entry of P along one axis is an entry of R, some of them twice and others nowhere: one early, one late, held, skipped."""
-    if not comparable(ev, 16):
+    ids = ev.reference.dim() <= 2 and not ev.reference.is_floating_point()
+    if ids or not comparable(ev, 16):
         return
     for axis, size in enumerate(ev.r.shape):
         if not 3 <= size <= MOST_ENTRIES or ev.r.numel() // size < 8:

@@ -19,6 +19,7 @@ from .table_masks import SOFTMAX, other_mask
 from .table_norms import norm_axes, norm_eps, norm_kind, norm_left_eps, norm_variance, other_axis
 from .table_taken import (
     FILLS,
+    adapter_strength,
     another_constant,
     another_filling,
     another_value,
@@ -49,6 +50,7 @@ from .view import (
     said,
 )
 
+MOST_OF_A_RESIZE = 12  # operations: in larger regions other things differ besides
 ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
 
 
@@ -287,7 +289,7 @@ def _dropped(v: View) -> Named | None:
 
 def _resize(v: View) -> Named | None:
     names = [n for n in (*v.ref_names, *v.own_names) if n.startswith(("upsample_", "_upsample_", "grid_sampl"))]
-    if not names:
+    if not names or len(v.ref) + len(v.own) > MOST_OF_A_RESIZE:
         return None
     return Named("C6", f"the resize differs: {said(v.edit)}", len(v.ref_names) <= 3)
 
@@ -393,6 +395,6 @@ def _replaced(v: View) -> Named | None:
 
 
 ROWS: tuple[Callable[[View], Named | None], ...] = (
-    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, other_mask, _scale, _angle, norm_axes, other_axis, norm_kind, _activation, _padding, other_settings, another_filling, drawn, fixed_statistics, _resize,
+    _kept, _repeated, _computed, _exchange, _order, _dropped, norm_variance, norm_eps, norm_left_eps, other_mask, _scale, _angle, norm_axes, other_axis, norm_kind, _activation, _padding, adapter_strength, other_settings, another_filling, drawn, fixed_statistics, _resize,
     _bounds, _rounding, _sign, another_constant, _operand, another_value, _only, _constant, _same, _replaced,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from parity.capture.operations import Op
 
 from .graph import MOVES, Graph
 from .prints import near, print_of
-from .view import PADS, POOLS, Named, View, at, describe, listed
+from .view import PADS, POOLS, Named, View, at, describe, listed, said
 
 FILLS = frozenset(
     [
@@ -30,6 +30,7 @@ FILLS = frozenset(
 AROUND_FILLS = FILLS | {"cat", "mul", "sub", "div", "add", "clamp", "_to_copy"}  # what may be done to a filling
 DRAWS = frozenset(["rand", "randn", "randint", "normal", "bernoulli"])
 ARITHMETIC = frozenset(["add", "sub", "mul", "div"])
+PRODUCTS = frozenset(["mm", "bmm", "matmul", "convolution"])
 NORMALISED = frozenset([("sub", "mul"), ("sub", "div"), ("div", "add"), ("reciprocal",)])
 LAYERS = POOLS | {"convolution"}
 MOST_OF_A_FILLING = 8  # operations
@@ -80,6 +81,35 @@ def fixed_statistics(v: View) -> Named | None:
     return Named("C10", f"the {what} is {which} by the port: {listed(names)}{at(ops[-1])}")
 
 
+def adapter_strength(v: View) -> Named | None:
+    """The factor of a low-rank update: what two products through fewer features made, on its way to a sum."""
+    factors = [op for op in (*v.ref, *v.own) if op.name in ("mul", "div") and len(op.inputs) == 1]
+    if not factors or len(factors) != len(v.ref) + len(v.own) or "add" not in v.into:
+        return None
+    value = v.edit.at[1] if len(v.edit.at) > 1 and v.edit.kind == "replaced" else _taken(v)
+    outer = None if value is None else _product(v.port, value)
+    inner = None if outer is None else _product(v.port, outer[0])
+    if outer is None or inner is None:
+        return None
+    (wide, rank), (into, out) = inner[1], outer[1]
+    if into != rank or 2 * rank > min(wide, out):
+        return None
+    return Named("W7", f"the strength of a low-rank update (rank {rank}) differs: {said(v.edit)}")
+
+
+def _product(graph: Graph, value: int) -> tuple[int, tuple[int, int]] | None:
+    """Return (what goes in, the matrix's [in, out]) of the product that made a value, past moves and factors."""
+    while value in graph.made:
+        i = graph.made[value]
+        op = graph.ops[i]
+        if op.name == "mm" and len(graph.inputs[i]) == 2 and op.inputs[1].dim() == 2:
+            return graph.inputs[i][0], (int(op.inputs[1].shape[0]), int(op.inputs[1].shape[1]))
+        if not graph.inputs[i] or (op.name not in MOVES and not (op.name in ("mul", "div") and len(op.inputs) == 1)):
+            return None
+        value = graph.inputs[i][0]
+    return None
+
+
 def another_value(v: View) -> Named | None:
     """The port has nothing where the reference runs something, and what it takes does not go into that: it takes another value."""
     if v.only is None or v.only[0] != "left out":
@@ -93,7 +123,7 @@ def another_value(v: View) -> Named | None:
         return None
     where = at(v.edit.user) if v.edit.user else at(v.port.ops[v.port.made[taken]])
     made = _made_by(v.port, chain[-1], len(v.ref_names))
-    if made == v.ref_names:
+    if made == v.ref_names and set(made) & PRODUCTS:
         return Named("W3", f"the port takes what {listed(made)} make of other weights than in the reference{where}")
     text = f"the port takes another value than the reference, which makes its own by {listed(v.ref_names)}{where}"
     return Named("C2", text, False)

@@ -131,6 +131,10 @@ def hidden_by_much(x: Tensor) -> Tensor:
     return (scores - 1e4 * (torch.arange(scores.shape[-1]) > 2)).softmax(-1) @ x
 
 
+def adapted(x: Tensor, strength: float) -> Tensor:
+    return x @ W + strength * (x @ PAIR[:, :2] @ PAIR[:2, :8])
+
+
 def shared_keys(x: Tensor, causal: bool) -> Tensor:
     """Four heads of queries that share two of keys and values."""
     heads = (x @ W).unflatten(-1, (4, 2)).transpose(1, 2)
@@ -160,6 +164,8 @@ def beside(x: Tensor, filling: Tensor) -> Tensor:
         (attention, lambda x: attention(x, 0.25), "A5", "scale 0.25 instead of 0.5"),
         (attention, lambda x: attention(x, causal=False), "A1", "the causal mask is missing"),
         (lambda x: functional.scaled_dot_product_attention(x @ W, x, x, scale=0.5), lambda x: ((x @ W) @ x.mT * 0.3).softmax(-1) @ x, "A5", "0.3 instead of 0.5"),
+        (lambda x: adapted(x, 2.0), lambda x: adapted(x, 1.0), "W7", "low-rank update (rank 2)"),
+        (lambda x: (x @ W - BIAS) * GATE[0, 0], lambda x: x @ W, "C10", "normalisation by kept statistics is left out"),
         (lambda x: shared_keys(x, True), lambda x: shared_keys(x, False), "A1", "the causal mask is missing"),
         (lambda x: (x @ W).softmax(-1), lambda x: (x @ W).softmax(-2), "N7", "softmax runs along axis -2 instead of -1"),
         (lambda x: 1 - x @ W, lambda x: x @ W - 1, "N5", "the sign of a term is reversed"),

@@ -296,3 +296,24 @@ def test_frames_that_are_taken_from_other_places() -> None:
 def test_samples_that_change_places(shift: int, class_id: str) -> None:
     x = normal(4, 12, 32)
     assert top(Evidence(x, x.roll(shift, 0)), HYPOTHESES)[1] == class_id
+
+
+def test_what_was_asked_for_is_another_number_or_text() -> None:
+    flag = Evidence(torch.tensor(1), torch.tensor(0), kind="input", site="plan.loop")
+    assert diagnose(flag)[0].class_id == "W12"
+    assert diagnose(flag)[0].text.startswith("plan.loop is 0 where the reference has 1")
+    ids = torch.tensor([[5, 17, 3, 99, 0, 0], [8, 2, 41, 7, 12, 0]])
+    other = ids.clone()
+    other[1, 2:] = torch.tensor([9, 30, 4, 1])
+    found = diagnose(Evidence(ids, other, kind="input"))[0]
+    assert found.class_id == "C3"
+    assert "1 of 2 texts, from place 2 on" in found.text
+
+
+@pytest.mark.parametrize(("value", "class_id"), [(0.0, "C5"), (None, "V8")])
+def test_the_end_of_a_clip(value: float | None, class_id: str) -> None:
+    clip = normal(3, 9, 8, 8).float()
+    clip[:, 4] = 0.0
+    port = clip.clone()
+    port[:, -1] = clip[:, -2] if value is None else value
+    assert top(Evidence(clip, port, kind="frame"), HYPOTHESES)[1] == class_id

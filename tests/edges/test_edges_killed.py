@@ -94,6 +94,21 @@ def killed(count: int, given: list[object], folder: Path, check: Callable[[], No
         check()
 
 
+def warm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do here once what the children do, so that what they need is imported."""
+    for name, factor in (("r", 1.0), ("p", 2.0)):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU())
+        parity.capture(model, (torch.ones(2, 4) * factor,), path=folder / name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["parity", *COMPARE])
+    with pytest.raises(SystemExit):
+        cli.main()
+
+
+COMPARE = ["compare", "r", "p", "--json", "r.json", "--html", "pages"]
+
+
 def left(folder: Path) -> list[str]:
     return [p.name for p in folder.rglob("*") if p.name.endswith((".part", ".lock"))]
 
@@ -138,7 +153,8 @@ def assert_whole_files(folder: Path) -> None:
         json.loads(file.read_text())
 
 
-def test_run_is_killed(tmp_path):
+def test_run_is_killed(tmp_path, monkeypatch):
+    warm(tmp_path, monkeypatch)
     (tmp_path / "pyproject.toml").write_text('[tool.parity]\ncases = ["cases"]\n')
     (tmp_path / "cases" / "killed").mkdir(parents=True)
     (tmp_path / "cases" / "killed" / "case.py").write_text(CASE)
@@ -149,14 +165,10 @@ def test_run_is_killed(tmp_path):
     assert load_trace(tmp_path / "saved" / "killed-one" / "port").manifest.complete
 
 
-def test_compare_is_killed(tmp_path):
-    for name, factor in (("r", 1.0), ("p", 2.0)):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU())
-        parity.capture(model, (torch.ones(2, 4) * factor,), path=tmp_path / name)
-    command = ["compare", "r", "p", "--json", "r.json", "--html", "pages"]
-    killed(10, command, tmp_path, lambda: assert_whole_files(tmp_path))
-    assert finish(*command, folder=tmp_path) == 1
+def test_compare_is_killed(tmp_path, monkeypatch):
+    warm(tmp_path, monkeypatch)
+    killed(10, COMPARE, tmp_path, lambda: assert_whole_files(tmp_path))
+    assert finish(*COMPARE, folder=tmp_path) == 1
     assert not left(tmp_path), SEED
     assert load_trace(tmp_path / "r").manifest.complete
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from parity.case import Golden, GoldenEntry, GoldenRun, Relation, System, Tolera
 from parity.case.discovery import get_system
 from parity.compare.measure import relative_l2
 from parity.errors import ParityError, SideError, TraceError
-from parity.lab.golden_used import unused, watched
+from parity.lab.golden_used import unread_fields, unused, watched
 from parity.trace.store import open_safetensors
 
 
@@ -42,6 +42,7 @@ class GoldenReport:
     omitted: Mapping[str, str]  # activations with a stated reason
     missing: tuple[str, ...]  # values of the file that were not produced
     relations: tuple[Relation, ...] = ()  # of the two sides of a pair, as the file states them and as computed here
+    unread: str = ""  # fields of the configuration that the entry left alone
 
     @property
     def ok(self) -> bool:
@@ -99,7 +100,7 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
         raise SideError(f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_one_line(error)}") from error
     if left := unused(golden, entry.describes):
         raise TraceError(f"{path}: the entry '{entry.name}' does not use {left}: it would not be what was recorded")
-    return _compare(path, golden, entry, run, side)
+    return replace(_compare(path, golden, entry, run, side), unread=unread_fields(golden, entry.describes))
 
 
 def _entry(system: System, name: str, side: str, path: Path) -> GoldenEntry:

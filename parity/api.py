@@ -205,19 +205,20 @@ def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") 
     floor = FIXED.get(str(reference.dtype).removeprefix("torch."), 0.0)
     evidence = Evidence(reference=reference, port=port, site="tensor", kind=kind, floor=floor)
     same = reference.shape == port.shape
-    error = relative_l2(port, reference) if same else float("inf")
-    agree = same and (error <= floor or torch.equal(reference, port))
+    apart = reference.is_complex() != port.is_complex()
+    error = relative_l2(port, reference) if same and not apart else float("inf")
+    agree = error <= floor or (same and reference.dtype == port.dtype and torch.equal(reference, port))
     if agree and same_numbers(reference, port, kind):
         return Result("match", None, None, (), Coverage(1, 1, 1), case="diagnose")
     metric, detail = "rel_l2", ""
     if not same:
         metric, detail = "shape", f"shape {list(reference.shape)} (reference), {list(port.shape)} (port)"
-    elif agree:
+    elif agree or apart:
         metric, detail = "dtype", f"{reference.dtype} (reference), {port.dtype} (port)".replace("torch.", "")
     index, left, right = worst(reference, port) if not detail and reference.numel() else (None, None, None)
     first = Divergence(
         site="tensor", coords={}, kind=kind, metric=metric, error=error, floor=floor, order=0, detail=detail,
-        index=index, reference_value=left, port_value=right, shape=tuple(reference.shape), locality=tuple(describe(evidence)),
+        index=index, reference_value=left, port_value=right, shape=tuple(reference.shape), locality=() if apart else tuple(describe(evidence)),
     )  # fmt: skip
     return Result(
         "diverged", first, None, _diagnose(evidence), Coverage(1, 1, 1), divergences=(first,), case="diagnose"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from parity.boundary.json import parse_json
 from parity.case import Golden, GoldenEntry, GoldenRun, Relation, System, Tolerance
 from parity.case.discovery import get_system
 from parity.compare.measure import relative_l2
@@ -64,10 +64,7 @@ def read_golden(path: Path) -> Golden:
     for field in ("system", "entry", "config"):
         if field not in metadata:
             raise TraceError(f"{path} is no golden: its metadata has no '{field}'")
-    try:
-        config = json.loads(metadata["config"])
-    except ValueError as error:
-        raise TraceError(f"{path}: its config is no JSON: {error}") from None
+    config = parse_json(metadata["config"], f"{path}: its config")
     if not isinstance(config, dict):
         raise TraceError(f"{path}: its config is no JSON object")
     groups: dict[str, dict[str, Tensor]] = {"weights": {}, "inputs": {}, "outputs": {}, "acts": {}}
@@ -77,7 +74,9 @@ def read_golden(path: Path) -> Golden:
             raise TraceError(f"{path}: unknown key '{key}' (expected weights., inputs., outputs. or acts.)")
         groups[group][name] = handle.get_tensor(key)
     seed = metadata.get("seed", "")
-    return Golden(config=config, seed=int(seed) if seed.lstrip("-").isdigit() else None, metadata=metadata, **groups)
+    return Golden(
+        config=config, seed=int(seed) if re.fullmatch(r"-?[0-9]{1,18}", seed) else None, metadata=metadata, **groups
+    )
 
 
 def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:

@@ -116,7 +116,7 @@ def written(folder: Path, manifest: object, records: object, held: dict, shard: 
     return folder
 
 
-@fuzzed(0.14, data=st.data())
+@fuzzed(0.12, data=st.data())
 def test_trace_folders(where, trace, data):
     whole = trace / data.draw(st.sampled_from(["t", "s"]))
     manifest, records, held, shard = parts(whole)
@@ -141,7 +141,7 @@ def test_trace_folders(where, trace, data):
     assert_nothing_half(where)
 
 
-@fuzzed(0.06, data=st.data())
+@fuzzed(0.03, data=st.data())
 def test_a_trace_with_a_changed_value_is_no_match(where, trace, data):
     whole = trace / data.draw(st.sampled_from(["t", "s"]))
     found = load_trace(trace / "t")
@@ -210,7 +210,10 @@ def test_plain_traces(where, file, data):
     same = call("compare", left, left)
     if same.status == 2:
         return
-    assert same.status == 0
+    compared = [v for k, v in held.items() if not k.startswith(("weights.", "inputs."))]
+    assert same.status == (
+        0 if any(v.numel() for v in compared) else 1
+    )  # where nothing has an element nothing was compared
     key = data.draw(st.sampled_from([k for k in held if not k.startswith(("weights.", "inputs."))]))
     right = saved(where / "p.safetensors", held | {key: data.draw(departed(held[key]))}, metadata)
     sides = [left, right] if data.draw(st.booleans()) else [right, left]
@@ -316,7 +319,7 @@ def verify(where, golden, held, metadata, allowed=None):
     return call("golden", "verify", file, "--cases", golden[0], allowed=allowed or {0, 1, 2, 3})
 
 
-@fuzzed(0.1, data=st.data())
+@fuzzed(0.08, data=st.data())
 def test_goldens(where, golden, data):
     _, held, metadata = golden
     held, metadata = dict(held), dict(metadata)
@@ -354,7 +357,7 @@ def test_goldens(where, golden, data):
         assert found.status == 1
 
 
-@fuzzed(0.03, data=st.data())
+@fuzzed(0.02, data=st.data())
 def test_bytes_of_goldens(where, golden, data):
     file = saved(where / "g.safetensors", golden[1], golden[2])
     file.write_bytes(data.draw(broken(file.read_bytes())))
@@ -399,7 +402,7 @@ def test_bytes_of_clips(where, clips, data):
     call("video", clips / "c.npy", where / f"b.{ending}", "--json", where / "v.json")
 
 
-@fuzzed(0.04, data=st.data())
+@fuzzed(0.06, data=st.data())
 def test_headers_of_arrays(where, clips, data):
     shape = data.draw(st.lists(st.sampled_from([-1, 0, 1, 3, 16, 10**6, 2**40, 2**63, 10**30]), max_size=6).map(tuple))
     kind = data.draw(
@@ -450,7 +453,7 @@ def test_clips(where, data):
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
 
-@fuzzed(0.04, left=tensors(), data=st.data())
+@fuzzed(0.1, left=tensors(), data=st.data())
 def test_tensors(where, left, data):
     right = data.draw(departed(left))
     saved(where / "l.safetensors", {"x": left}, {})
@@ -539,7 +542,7 @@ WRAPS = {
 }  # fmt: skip
 
 
-@fuzzed(0.04, data=st.data())
+@fuzzed(0.03, data=st.data())
 def test_models(where, data):
     usual = [n for n in HOSTILE if n and "." not in n]
     names = data.draw(

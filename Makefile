@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup parity test test-all gauntlet mutants bench lint format typecheck goldens clean
+.PHONY: help setup parity test test-all fuzz gauntlet mutants bench lint format typecheck goldens clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: setup ## the regression suite
 
 test-all: setup ## the suite without the weekly sampling of tests that are many alike
 	PARITY_EVERY_TEST=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: setup ## N mutated inputs (make fuzz N=50000): no traceback, no hang, no wrong status
+	PARITY_FUZZ=$(or $(N),3000) $(BIN)/python -m pytest tests/fuzz -n 0 --durations 5
 
 gauntlet: setup ## all faults and variations; writes docs/GAUNTLET.md
 	$(BIN)/parity gauntlet --jobs 2 --markdown docs/GAUNTLET.md --json reports/gauntlet.json

@@ -14,6 +14,8 @@ from parity.align.gradients import with_parameter_rules, without_gradients
 from parity.align.inference import Inferred, infer_names
 from parity.align.listed import aligned
 from parity.align.trials import SAME
+from parity.boundary.arrays import read_npy
+from parity.boundary.text import reason
 from parity.capture.probes import Probe
 from parity.case import Case, Rounded, Setting
 from parity.compare.floors import FIXED, Floors, is_low_precision
@@ -197,19 +199,26 @@ def capture_with_floors(
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
     """Compare two tensors and test every hypothesis on them."""
     from parity.compare.measure import relative_l2, worst
+    from parity.compare.plain import same_numbers
     from parity.diagnose.locality import describe
 
     floor = FIXED.get(str(reference.dtype).removeprefix("torch."), 0.0)
     evidence = Evidence(reference=reference, port=port, site="tensor", kind=kind, floor=floor)
     same = reference.shape == port.shape
-    error = relative_l2(port, reference) if same else float("inf")
-    if same and (error <= floor or torch.equal(reference, port)):
+    apart = reference.is_complex() != port.is_complex()
+    error = relative_l2(port, reference) if same and not apart else float("inf")
+    agree = error <= floor or (same and reference.dtype == port.dtype and torch.equal(reference, port))
+    if agree and same_numbers(reference, port, kind):
         return Result("match", None, None, (), Coverage(1, 1, 1), case="diagnose")
-    index, left, right = worst(reference, port) if same and reference.numel() else (None, None, None)
+    metric, detail = "rel_l2", ""
+    if not same:
+        metric, detail = "shape", f"shape {list(reference.shape)} (reference), {list(port.shape)} (port)"
+    elif agree or apart:
+        metric, detail = "dtype", f"{reference.dtype} (reference), {port.dtype} (port)".replace("torch.", "")
+    index, left, right = worst(reference, port) if not detail and reference.numel() else (None, None, None)
     first = Divergence(
-        site="tensor", coords={}, kind=kind, metric="rel_l2" if same else "shape", error=error, floor=floor, order=0,
-        detail="" if same else f"shape {list(reference.shape)} (reference), {list(port.shape)} (port)",
-        index=index, reference_value=left, port_value=right, shape=tuple(reference.shape), locality=tuple(describe(evidence)),
+        site="tensor", coords={}, kind=kind, metric=metric, error=error, floor=floor, order=0, detail=detail,
+        index=index, reference_value=left, port_value=right, shape=tuple(reference.shape), locality=() if apart else tuple(describe(evidence)),
     )  # fmt: skip
     return Result(
         "diverged", first, None, _diagnose(evidence), Coverage(1, 1, 1), divergences=(first,), case="diagnose"
@@ -232,9 +241,9 @@ def load_tensor(text: str) -> Tensor:
     import numpy as np
 
     try:
-        return torch.from_numpy(np.load(text, allow_pickle=False))
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise TraceError(f"cannot read the tensor {text}: {str(error).splitlines()[0]}") from None
+        return torch.from_numpy(np.array(read_npy(Path(text), f"cannot read the tensor {text}")))
+    except TypeError as error:  # numpy knows wider numbers than torch
+        raise TraceError(f"cannot read the tensor {text}: {reason(error)}") from None
 
 
 # -- pieces -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Exit status of every command: 0 match, 1 divergence, 2 wrong usage or unreadable
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -67,10 +68,15 @@ def common(
         os.environ["PARITY_DEBUG"] = "1"
 
 
+@functools.cache
+def _command() -> Callable[..., object]:
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line; turn every user error into one line and a status."""
     try:
-        status = app(standalone_mode=False)
+        status = _command()(standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:

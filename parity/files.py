@@ -125,7 +125,7 @@ def check_folder(path: Path | None, inputs: Iterable[Path] = ()) -> None:
 
 
 def _try_folder(folder: Path, name: str) -> None:
-    """Make a file in the nearest folder that is there, and look at the names of what is still to be made."""
+    """Open a file in the nearest folder that is there, and look at the names of what is still to be made."""
     there = folder
     while not there.exists():
         if there.is_symlink():
@@ -136,9 +136,8 @@ def _try_folder(folder: Path, name: str) -> None:
             raise CaseError(f"cannot write into {folder}: a name in it is too long")
     if not there.is_dir():
         raise CaseError(f"cannot write below {there}: it is no folder")
-    handle, temporary = tempfile.mkstemp(prefix=".parity.", suffix=".part", dir=there)
-    os.close(handle)
-    os.unlink(temporary)
+    with tempfile.TemporaryFile(dir=there):  # without a name where the system can: nothing stays behind a kill
+        pass
 
 
 def _is_stream(path: Path) -> bool:

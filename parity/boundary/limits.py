@@ -14,6 +14,7 @@ MAP_BYTES = 4 * 2**20  # of a name map: 40 000 rules
 RULES = 100_000  # of a name map
 PATTERN = 2_000  # characters of a regular expression or a template
 MATCH_SECONDS = 1.0  # that a regular expression may take on one name
+MAP_SECONDS = 5.0  # that the slow matches of one map may take together
 PIXELS = 2**26  # of one picture: 8192 x 8192
 CLIP_BYTES = 4 * 2**30  # of decoded frames, which are held in memory
 CLIP_FRAMES = 100_000  # of a clip: an hour at 25 frames a second

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from parity.boundary.limits import MATCH_SECONDS, NAME, PATTERN
+from parity.boundary.limits import MAP_SECONDS, MATCH_SECONDS, NAME, PATTERN
 from parity.boundary.text import one_line, reason
 from parity.errors import CaseError
 
+_QUICK = 0.01  # seconds of a match that are not counted
+
+
+class Patience:
+    """The time that the slow matches of several patterns may take together, in seconds."""
+
+    def __init__(self, seconds: float = MAP_SECONDS) -> None:
+        self.left = seconds
+
 
 class Pattern:
-    """A regular expression that answers within a second, or says that it does not."""
+    """A regular expression that answers within a second, or says that it does not; those that share a `patience` within that altogether."""
 
-    def __init__(self, text: str, where: str) -> None:
-        self.text, self.where = text, where
+    def __init__(self, text: str, where: str, patience: Patience | None = None) -> None:
+        self.text, self.where, self.patience = text, where, patience or Patience()
         self._compiled = _compile(text, where)
         self.groups: int = self._compiled.groups
         self.names: dict[str, int] = dict(self._compiled.groupindex)
@@ -27,13 +37,18 @@ class Pattern:
         return self._match("search", name)
 
     def _match(self, how: str, name: str) -> Any:
+        most, start = min(MATCH_SECONDS, self.patience.left), time.perf_counter()
         try:
-            return getattr(self._compiled, how)(name, timeout=MATCH_SECONDS)
+            found = getattr(self._compiled, how)(name, timeout=most)
         except TimeoutError:
+            on = "one name" if most == MATCH_SECONDS else "these names"
             raise CaseError(
-                f"{self.where}: {one_line(self.text, 60)!r} takes more than {MATCH_SECONDS:g} s on one name: "
-                "avoid repeats inside repeats"
+                f"{self.where}: {one_line(self.text, 60)!r} takes too long on {on}: avoid repeats inside repeats"
             ) from None
+        elapsed = time.perf_counter() - start
+        if elapsed > _QUICK:
+            self.patience.left = max(_QUICK, self.patience.left - elapsed)
+        return found
 
     def check_template(self, template: str) -> None:
         """Raise CaseError for a template that names a group which the pattern does not have, or an unknown escape."""

@@ -71,13 +71,19 @@ def case_files(project: Path | None = None, paths: list[Path] | None = None) -> 
     """Return the project's root and every `case.py` of its cases folders (or of the given ones)."""
     root = find_project(project)
     files: list[Path] = []
-    for folder in [Path(p) for p in paths] if paths else [root / p for p in _configured(root)]:
+    for folder in [_cases_folder(Path(p)) for p in paths] if paths else [root / p for p in _configured(root)]:
         if not folder.is_dir():
             raise CaseError(
                 f"cases folder {folder} does not exist (see [tool.parity] cases in {root / 'pyproject.toml'})"
             )
         files += [folder / "case.py"] if (folder / "case.py").is_file() else sorted(folder.glob("*/case.py"))
     return root, files
+
+
+def _cases_folder(folder: Path) -> Path:
+    """Return a folder that was given by hand; a relative one that is not here is meant in the checkout that this parity runs from."""
+    shipped = Path(__file__).parents[2] / folder
+    return shipped if not folder.is_dir() and shipped.is_dir() else folder
 
 
 def _load_all(files: list[Path], root: Path) -> dict[str, System]:
@@ -95,7 +101,10 @@ def load_system(file: Path, root: Path) -> System:
     from parity.case.case import System
 
     file = file.resolve()
-    base = root if file.is_relative_to(root) else file.parent.parent
+    own = (
+        root if file.is_relative_to(root) else find_project(file.parent)
+    )  # the folder itself, where it is in no project
+    base = file.parent.parent if own == file.parent else own
     name = ".".join(file.relative_to(base).with_suffix("").parts)
     if str(base) not in sys.path:
         sys.path.insert(0, str(base))

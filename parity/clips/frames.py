@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity.boundary.arrays import read_npy
 from parity.boundary.limits import CLIP_BYTES, CLIP_FRAMES, PIXELS, SIDE
 from parity.boundary.text import one_line, reason
 from parity.errors import ParityError
@@ -228,16 +229,9 @@ def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
-    try:
-        values = np.load(
-            path, mmap_mode="r", allow_pickle=False
-        )  # a header that promises more than there is, is refused
-    except (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TypeError, RecursionError) as error:
-        raise ParityError(f"reading clip {path}: truncated or not a plain .npy array ({reason(error)})") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        raise ParityError(f"reading clip {path}: it does not hold one array of numbers")
-    if values.nbytes > CLIP_BYTES:
-        raise ParityError(f"reading clip {path}: more than {CLIP_BYTES >> 30} GiB of numbers; cut the clip first")
+    values = read_npy(path, f"reading clip {path}")
+    if values.dtype.kind == "c":
+        raise ParityError(f"reading clip {path}: complex numbers are no picture")
     return values
 
 
@@ -265,7 +259,7 @@ def _load_safetensors(path: Path, key: str | None) -> Any:
 def _check_bytes(path: Path, view: Any) -> None:
     if math.prod(view.get_shape()) * 4 > CLIP_BYTES:
         raise ParityError(f"reading clip {path}: more than {CLIP_BYTES >> 30} GiB of numbers; cut the clip first")
-    if view.get_dtype().startswith(("F8", "F4", "F6", "C")):
+    if view.get_dtype().startswith(("F8_", "F4", "F6_", "C")):
         raise ParityError(
             f"reading clip {path}: {view.get_dtype()} holds no picture; convert it to uint8, float16 or bfloat16"
         )

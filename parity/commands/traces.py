@@ -122,12 +122,11 @@ def report(
     sources: Annotated[list[Path], typer.Argument(help="Result JSON files.")],
     html: Annotated[Path, typer.Option("--html", help="Folder for the reports.")] = Path("reports"),
 ) -> int:
-    """Build the HTML again from saved results."""
+    """Build the HTML again from saved results. The status is that of the result; of several, 0 once their pages are written."""
     from parity.report.saved import read_results
     from parity.session import write_reports
 
     check_outputs(folders=[html], inputs=sources)
-    OUT.print(
-        f"report: {write_reports([(r, None) for r in read_results(sources)], html)}", markup=False, soft_wrap=True
-    )
-    return 0
+    results = read_results(sources)
+    OUT.print(f"report: {write_reports([(r, None) for r in results], html)}", markup=False, soft_wrap=True)
+    return results[0].exit_status if len(results) == 1 else 0

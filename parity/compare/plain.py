@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from parity.align.pairs import Alignment, Pair
 from parity.boundary.text import one_line
@@ -61,7 +62,7 @@ def judge_plain(rows: Sequence[Row], alignment: Alignment) -> tuple[list[Row], l
         pair = pairs[row.key]
         if row.how == "broadcast" and (row.order == last or pair.reference.kind in ("output", "frame")):
             row = replace(row, diverged=True)
-        if not row.diverged and row.kind in _VALUES and _numbers(pair.reference) != _numbers(pair.port):
+        if not row.diverged and not same_numbers(pair.reference, pair.port, row.kind):
             found.append(_of_dtype(row, pair))
         judged.append(row)
     return judged, found
@@ -81,8 +82,15 @@ def all_empty(alignment: Alignment) -> bool:
     return all(math.prod(pair.reference.shape) == 0 for pair in alignment.pairs)
 
 
-def _numbers(record: Record) -> str:
-    dtype: torch.dtype = getattr(torch, record.dtype)
+def same_numbers(reference: Record | Tensor, port: Record | Tensor, kind: str) -> bool:
+    """Tell whether two dtypes hold numbers of one class, where that tells more than the values: kinds that are values, and what is empty."""
+    if kind not in _VALUES and 0 not in reference.shape:
+        return True
+    return _numbers(reference.dtype) == _numbers(port.dtype)
+
+
+def _numbers(name: str | torch.dtype) -> str:
+    dtype: torch.dtype = getattr(torch, name) if isinstance(name, str) else name
     if dtype.is_complex or dtype.is_floating_point:
         return "complex" if dtype.is_complex else "float"
     return "bool" if dtype is torch.bool else "whole"

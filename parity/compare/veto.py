@@ -1,7 +1,8 @@
 """Pairs of two traces that nobody gave are hypotheses: what comes later vetoes them.
 
 Two rules, stated in docs/floors.md. A pair inside a module whose output agrees is another boundary, not a bug: what is wrong inside shows in what comes out. And a pair
-is a bug only where the nearest records that depend on it differ, too. When what the run returns agrees, no pair is.
+is a bug only where the nearest records that depend on it differ, too. When what the run returns agrees, no pair is. What cannot show a difference (nothing, yes and
+no, a text, ids, NaN, one value throughout) vetoes nothing.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ def veto(rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trac
     pairs = {pair.reference.key: pair for pair in alignment.pairs}
     results = [row for row in rows if _is_result(pairs[row.key].reference, reference)]
     known = [row for row in results if row.error == row.error or row.diverged]
-    agree = bool(known) and len(known) == len(results) and not any(row.diverged for row in known)
     if not known:
         return Veto(list(rows), alignment)
-    last = min((row.order for row in known if row.diverged), default=0)
+    differing = [row.order for row in known if row.diverged]
+    showing = any(_shows(pairs[row.key].reference) for row in known)
+    agree = showing and len(known) == len(results) and not differing
+    last = min(differing, default=0 if showing else math.inf)
     start = math.inf if agree else _onset(rows, pairs, reference, last)
     healed = _inside_agreeing(rows, pairs, reference)
     sure = _right_before(rows)
@@ -90,9 +93,25 @@ def _is_root(record: Record, trace: Trace) -> bool:
     return bool(trace.manifest.parameters) and record.module == label and record.site.partition(".")[0] == label
 
 
-def _onset(rows: Sequence[Row], pairs: Mapping[str, Pair], reference: Trace, last: int) -> float:
+def _shows(record: Record) -> bool:
+    """Tell whether a record could show a difference of what it was made of: numbers and pictures do.
+
+    Nothing, yes and no, a text, ids, NaN alone or one value throughout may be the same of anything.
+    """
+    picture = record.dtype == "uint8" and len(record.shape) >= 3
+    if not (record.is_float or picture) or not math.prod(record.shape):
+        return False
+    seen = record.stats
+    return seen is None or (seen.nonfinite < seen.count and (seen.count == 1 or seen.min < seen.max))
+
+
+def _onset(rows: Sequence[Row], pairs: Mapping[str, Pair], reference: Trace, last: float) -> float:
     """Return the order of the first differing record that what depends on it bears out; of the first differing result where there is none."""
-    known = {row.key: row.diverged for row in rows if row.diverged or (row.error == row.error and row.floor > 0)}
+    known = {
+        row.key: row.diverged
+        for row in rows
+        if row.diverged or (row.error == row.error and row.floor > 0 and _shows(pairs[row.key].reference))
+    }
     flow = Flow(reference)
     doubtful = [row for row in rows if row.diverged and row.order < last and pairs[row.key].how != "map"]
     for row in doubtful[:_MOST]:
@@ -144,7 +163,7 @@ def _inside_agreeing(rows: Sequence[Row], pairs: dict[str, Pair], reference: Tra
     outputs: dict[str, dict[tuple[int, str], bool]] = {}
     for row in rows:
         record = pairs[row.key].reference
-        if record.role == "out" and record.is_float and (row.diverged or row.error == row.error):
+        if record.role == "out" and record.is_float and _shows(record) and (row.diverged or row.error == row.error):
             calls = outputs.setdefault(record.module, {})
             calls[(row.order, record.site)] = not row.diverged
     found = set()

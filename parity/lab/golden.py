@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from parity.boundary.json import parse_json
 from parity.case import Golden, GoldenEntry, GoldenRun, Relation, System, Tolerance
 from parity.case.discovery import get_system
 from parity.compare.measure import relative_l2
 from parity.errors import ParityError, SideError, TraceError
-from parity.lab.golden_used import unused, watched
+from parity.lab.golden_used import unread_fields, unused, watched
 from parity.trace.store import open_safetensors
 
 
@@ -42,6 +42,7 @@ class GoldenReport:
     omitted: Mapping[str, str]  # activations with a stated reason
     missing: tuple[str, ...]  # values of the file that were not produced
     relations: tuple[Relation, ...] = ()  # of the two sides of a pair, as the file states them and as computed here
+    unread: str = ""  # fields of the configuration that the entry left alone
 
     @property
     def ok(self) -> bool:
@@ -63,10 +64,7 @@ def read_golden(path: Path) -> Golden:
     for field in ("system", "entry", "config"):
         if field not in metadata:
             raise TraceError(f"{path} is no golden: its metadata has no '{field}'")
-    try:
-        config = json.loads(metadata["config"])
-    except ValueError as error:
-        raise TraceError(f"{path}: its config is no JSON: {error}") from None
+    config = parse_json(metadata["config"], f"{path}: its config")
     if not isinstance(config, dict):
         raise TraceError(f"{path}: its config is no JSON object")
     groups: dict[str, dict[str, Tensor]] = {"weights": {}, "inputs": {}, "outputs": {}, "acts": {}}
@@ -76,7 +74,9 @@ def read_golden(path: Path) -> Golden:
             raise TraceError(f"{path}: unknown key '{key}' (expected weights., inputs., outputs. or acts.)")
         groups[group][name] = handle.get_tensor(key)
     seed = metadata.get("seed", "")
-    return Golden(config=config, seed=int(seed) if seed.lstrip("-").isdigit() else None, metadata=metadata, **groups)
+    return Golden(
+        config=config, seed=int(seed) if re.fullmatch(r"-?[0-9]{1,18}", seed) else None, metadata=metadata, **groups
+    )
 
 
 def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
@@ -99,7 +99,7 @@ def verify_golden(path: Path, systems: Mapping[str, System]) -> GoldenReport:
         raise SideError(f"{path}: running '{entry.name}' failed: {type(error).__name__}: {_one_line(error)}") from error
     if left := unused(golden, entry.describes):
         raise TraceError(f"{path}: the entry '{entry.name}' does not use {left}: it would not be what was recorded")
-    return _compare(path, golden, entry, run, side)
+    return replace(_compare(path, golden, entry, run, side), unread=unread_fields(golden, entry.describes))
 
 
 def _entry(system: System, name: str, side: str, path: Path) -> GoldenEntry:

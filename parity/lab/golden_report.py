@@ -15,7 +15,9 @@ def golden_line(report: GoldenReport) -> str:
     worst = report.worst
     mark = "ok    " if report.ok else "FAILED"
     text = f"{mark} {report.path.name}: {report.system}/{report.entry} ({report.side}), {len(report.checks)} values"
-    if worst is not None:
+    if worst is None:
+        text += ": nothing was compared" + ("" if report.missing else ", the file holds no output and no activation")
+    else:
         text += f", worst {one_line(worst.name, 80)}: max abs {worst.absolute:.2e}, rel {worst.relative:.2e}"
     if report.omitted:
         text += f", {len(report.omitted)} omitted with reason"
@@ -33,6 +35,8 @@ def golden_line(report: GoldenReport) -> str:
 
 def golden_details(report: GoldenReport) -> Iterator[str]:
     """Yield a line a missing value, a failing value, a relation and a reason for what was left out."""
+    if report.unread:
+        yield f"not read: {report.unread}"
     yield from (f"not produced: {one_line(name, 120)}" for name in report.missing[:20])
     for check in [c for c in report.checks if not c.ok][:20]:
         name = one_line(check.name, 120)
@@ -55,6 +59,7 @@ def golden_json(report: GoldenReport) -> dict[str, Any]:
             "values": len(report.checks),
             "missing": list(report.missing),
             "omitted": dict(report.omitted),
+            "unread": report.unread,
             "failures": [c.__dict__ for c in report.checks if not c.ok],
             "worst": report.worst.__dict__ if report.worst else None,
             "relations": [r.__dict__ for r in report.relations],

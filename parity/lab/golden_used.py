@@ -51,7 +51,19 @@ def unused(golden: Golden, describes: Collection[str] = ()) -> str:
     A field of the configuration that is not read is no reason to refuse: recorders write down sizes that the tensors have anyway.
     """
     groups = (("inputs", golden.inputs), ("weights", golden.weights))
-    names = [f"{group}.{name}" for group, held in groups if isinstance(held, Used) for name in held.unread()]
-    names = [name for name in names if not any(fnmatchcase(name.partition(".")[2], d) for d in describes)]
+    return _listed([f"{group}.{name}" for group, held in groups for name in _unread(held, describes)])
+
+
+def unread_fields(golden: Golden, describes: Collection[str] = ()) -> str:
+    """Return the fields of the configuration that an entry has not read and does not know as mere descriptions."""
+    return _listed([f"config.{name}" for name in _unread(golden.config, describes)])
+
+
+def _unread(held: Mapping[str, Any], describes: Collection[str]) -> list[str]:
+    names = held.unread() if isinstance(held, Used) else []
+    return [name for name in names if not any(fnmatchcase(name, d) for d in describes)]
+
+
+def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(one_line(name, 60) for name in names[:_SHOWN]) + more

@@ -8,6 +8,7 @@ mistake in escaping could not run.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import math
 import os
@@ -190,6 +191,21 @@ def _link(report: str | None, folder: Path) -> str:
 
 
 def _render(template: str, **context: Any) -> str:
+    environment = _templates()
+    loader = environment.loader
+    assert isinstance(loader, PackageLoader)
+    script, style = (loader.get_source(environment, name)[0] for name in ("page.js", "page.css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    # Both are files of this package, not data: they are the only text that is not escaped.
+    page = environment.get_template(template).render(
+        script=Markup(script), style=Markup(style), digest=digest, **context
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@functools.cache
+def _templates() -> Environment:
+    """Templates compile once a process."""
     environment = Environment(
         loader=PackageLoader("parity.report"),
         autoescape=True,
@@ -207,12 +223,4 @@ def _render(template: str, **context: Any) -> str:
         "INFINITY": math.inf,
     }
     environment.globals |= {"total_seconds": wording.total_seconds}
-    loader = environment.loader
-    assert isinstance(loader, PackageLoader)
-    script, style = (loader.get_source(environment, name)[0] for name in ("page.js", "page.css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    # Both are files of this package, not data: they are the only text that is not escaped.
-    page = environment.get_template(template).render(
-        script=Markup(script), style=Markup(style), digest=digest, **context
-    )
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return environment

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.boundary.limits import NAME, PATTERN, RULES
-from parity.boundary.patterns import Pattern, expanded
+from parity.boundary.patterns import Patience, Pattern, expanded
 from parity.boundary.text import one_line
 from parity.boundary.yaml import read_yaml
 from parity.errors import CaseError
@@ -39,9 +39,12 @@ class NameMap:
     inferred: bool = False
 
     def __post_init__(self) -> None:
-        compiled = [(_compiled(rule, rule.port), rule) for rule in self.rules if rule.port]
+        patience = Patience()
+        compiled = [(_compiled(rule, rule.port, patience), rule) for rule in self.rules if rule.port]
         ignored = [
-            (_compiled(rule, rule.reference), rule.ignore) for rule in self.rules if rule.ignore and not rule.port
+            (_compiled(rule, rule.reference, patience), rule.ignore)
+            for rule in self.rules
+            if rule.ignore and not rule.port
         ]
         object.__setattr__(self, "_compiled", compiled)
         object.__setattr__(self, "_ignored", ignored)
@@ -145,9 +148,9 @@ class NameMap:
         return None
 
 
-def _compiled(rule: Rule, text: str) -> Pattern | re.Pattern[str]:
+def _compiled(rule: Rule, text: str, patience: Patience | None = None) -> Pattern | re.Pattern[str]:
     """Compile a pattern: a given one is stopped when it takes too long, an inferred one is an escaped name."""
-    return Pattern(text, "name map") if rule.how == "map" else re.compile(text)
+    return Pattern(text, "name map", patience) if rule.how == "map" else re.compile(text)
 
 
 def parse_names(value: Any, where: str = "name map") -> NameMap:

@@ -33,6 +33,9 @@ SHARD_RECORDS = 2000
 MANIFEST = "manifest.json"
 FORMAT = "parity-trace"
 SHARD = re.compile(r"records-[0-9A-Za-z_-]+\.safetensors")
+_WRITTEN = re.compile(
+    r"records-(?:([0-9a-f]{8})-)?\d{5}\.safetensors"
+)  # by this module, now or before shards had owners
 _LOCK = re.compile(r"\.writer-([0-9a-f]+)\.lock")
 _OURS = re.compile(rf"\.(manifest\.json|records-.*)\.[^.]*\.part|{_LOCK.pattern}")
 
@@ -177,8 +180,8 @@ def _clean(path: Path) -> None:
     if not isinstance(named, list):
         return
     for file in path.glob("records-*.safetensors"):
-        owner = file.name.removeprefix("records-").partition("-")[0]
-        if file.name not in named and owner not in living:
+        found = _WRITTEN.fullmatch(file.name)
+        if found and file.name not in named and found[1] not in living:
             file.unlink(missing_ok=True)
 
 

@@ -169,7 +169,7 @@ def test_goldens_show_names_as_text_and_refuse_what_they_do_not_use(parity):
 
 
 def test_a_saved_result_is_rendered(parity, tmp_path):
-    assert parity(f"report result.json --html {tmp_path}/h")[0] in (0, 1)
+    assert parity(f"report result.json --html {tmp_path}/h")[0] == 1  # the status of the one result
     assert (tmp_path / "h" / "index.html").is_file()
 
 
@@ -195,3 +195,34 @@ def test_numbers_beyond_64_bits_are_refused(parity, tmp_path):
     status, _, err = parity(f"report {tmp_path}/r.json --html {tmp_path}/h")
     assert status == 2
     assert "64 bits" in err
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (torch.ones(3, dtype=torch.complex64), torch.ones(3)),
+        (torch.ones(3).to(torch.float8_e5m2), 2 * torch.ones(3, dtype=torch.float64)),
+        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float16)),
+    ],
+)
+def test_tensors_of_other_classes_of_numbers_differ(parity, tmp_path, left, right):
+    for name, value in (("l", left), ("r", right)):
+        save_file({"x": value}, tmp_path / f"{name}.safetensors")
+    assert parity(f"diagnose {tmp_path}/l.safetensors {tmp_path}/r.safetensors")[0] == 1
+
+
+def test_a_golden_that_holds_nothing_says_so_and_its_config_is_bounded(parity, tmp_path):
+    for name, config, wanted in (("deep", "[" * 50_000, 2), ("text", "{}", 2)):
+        metadata = {"system": "wan", "entry": "solver", "config": config, "seed": "9" * 5_000}
+        save_file({"inputs.x": torch.ones(2)}, tmp_path / f"{name}.safetensors", metadata)
+        status, _, err = parity(f"golden verify {tmp_path}/{name}.safetensors --cases {ROOT / 'fixtures' / 'wan'}")
+        assert status == wanted
+        assert "unexpected" not in err
+
+
+def test_a_map_of_slow_rules_is_stopped(parity, tmp_path):
+    rules = "".join(f"- {{port: '(a|aa|a?a)+{i}b', reference: x}}\n" for i in range(200))
+    (tmp_path / "slow.yaml").write_text(rules)
+    start = time.process_time()
+    assert parity(f"compare aaaa.safetensors aaaa.safetensors --map {tmp_path}/slow.yaml")[0] == 2
+    assert time.process_time() - start < 10

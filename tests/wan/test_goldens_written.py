@@ -172,3 +172,30 @@ def test_pipeline_of_another_configuration(tmp_path):
     outputs = {"latent": done.latents[-1][0], "video": done.video[0, :, [0, 5, 12]]}
     path = tmp_path / "pipeline.safetensors"
     check(write(path, "pipeline", {**config, "video_frames": [0, 5, 12]}, inputs, outputs, weights, acts), 7)
+
+
+def test_a_solver_of_third_order(tmp_path):
+    """Values from diffusers' multistep solver, on velocities of no model."""
+    from ported.wan.solver import build_scheduler
+
+    steps, x = 16, noise(1, 2, 3, 2, 2)
+    velocities = [noise(1, 2, 3, 2, 2, seed=i + 2) for i in range(steps)]
+    scheduler, latent = build_scheduler("dpmpp", 4.0, order=3), x
+    scheduler.set_timesteps(steps)
+    for t, velocity in zip(scheduler.timesteps, velocities, strict=True):
+        latent = scheduler.step(velocity, t, latent, return_dict=False)[0]
+    config = {"kind": "dpmpp", "steps": steps, "shift": 4.0, "solver_order": 3}
+    acts = {f"v.{i}": velocity for i, velocity in enumerate(velocities)}
+    path = write(tmp_path / "third.safetensors", "solver", config, {"x_T": x}, {"x_0": latent}, acts=acts)
+    report = verify_golden(path, SYSTEMS)
+    assert [c.ok for c in report.checks if c.name == "outputs.x_0"] == [True]
+    second = write(
+        tmp_path / "second.safetensors", "solver", config | {"solver_order": 2}, {"x_T": x}, {"x_0": latent}, acts=acts
+    )
+    assert not verify_golden(second, SYSTEMS).ok
+
+
+def test_a_field_that_is_not_read_is_named(tmp_path):
+    config = {"kind": "euler", "steps": 1, "shift": 4.0, "heads": 7}
+    path = write(tmp_path / "x.safetensors", "solver", config, {"x_T": noise(1, 2)}, {}, acts={"v.0": noise(1, 2)})
+    assert verify_golden(path, SYSTEMS).unread == "config.heads"

@@ -113,7 +113,7 @@ def _run_case(case: Case, book: ReportBook, options: dict[str, Any]) -> Result:
     if book.folder is not None:
         from parity.report.collect import collect_media
 
-        media = collect_media(case, runs)
+        media = collect_media(case, runs, result)
     return book.add(result, media)
 
 
@@ -129,9 +129,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
         short = [replace(r, rows=(), alignment=(), operations=(), environment={}) for r in book.results]
         workeroutput["parity"] = json.dumps([r.to_json() for r in short])
         return
+    from parity.report.history import add_history, read_history
     from parity.report.html import write_index
 
-    write_index(book.results, book.folder / "index.html")
+    add_history(book.results, book.folder)
+    write_index(book.results, book.folder / "index.html", past=read_history(book.folder))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,25 +11,47 @@ from torch import Tensor
 
 from parity.case import Case
 from parity.report.media import KvView, MaskView, Media, RopeView
+from parity.report.sources import sources_of
+from parity.report.values import value_views
+from parity.result import Result
 from parity.run.side import Runs
 from parity.trace import Record, Trace
 
 _MOST_VIEWS = 8
+_ROUNDING = 1e-5  # relative L2 of an entry: what is below is no difference to look at
 
 
-def collect_media(case: Case, runs: Runs) -> Media:
-    """Gather the pictures of one case: decoded frames, cache contents over time, positional tables, masks.
+def collect_media(case: Case, runs: Runs, result: Result) -> Media:
+    """Gather the pictures of one case: decoded frames, cache contents over time, positional tables, masks, values, source lines.
 
-    A cache is recognised by its canonical form: records of kind `kv` named `<layer>.frames`, with `<layer>.k` beside it.
+    A cache is recognised by its canonical form: records of kind `kv` named `<layer>.frames`, with `<layer>.k` beside it. What the verdict
+    takes for equal is within the floor of its picture.
     """
     port = runs.free or runs.port
+    wrong = {found.site for found in result.divergences}
     return Media(
         frames_reference=_frames(case, runs.reference),
         frames_port=_frames(case, port),
-        kv=_caches(runs.reference, runs.port)[:_MOST_VIEWS],
-        rope=_tables(runs.reference, runs.port)[:_MOST_VIEWS],
+        kv=tuple(_judged_cache(view, wrong) for view in _caches(runs.reference, runs.port)[:_MOST_VIEWS]),
+        rope=tuple(_judged_table(view, wrong) for view in _tables(runs.reference, runs.port)[:_MOST_VIEWS]),
         masks=_masks(runs.reference, runs.port)[:_MOST_VIEWS],
+        values=value_views(result.rows, result.divergences, runs.reference, runs.port),
+        sources=sources_of(result),
     )
+
+
+def _judged_cache(view: KvView, wrong: set[str]) -> KvView:
+    """The floor of a cache whose keys do not diverge is above all that it shows; else that of entries which do not."""
+    if view.error is None or f"{view.layer}.k" in wrong:
+        return replace(view, floor=_ROUNDING)
+    return replace(view, floor=max(_ROUNDING, float(np.nanmax(view.error, initial=0.0))))
+
+
+def _judged_table(view: RopeView, wrong: set[str]) -> RopeView:
+    if view.name in wrong or view.reference.shape != view.port.shape:
+        return view
+    with np.errstate(invalid="ignore"):
+        return replace(view, floor=float(np.nanmax(np.abs(view.port - view.reference), initial=0.0)))
 
 
 def _frames(case: Case, trace: Trace) -> np.ndarray | None:

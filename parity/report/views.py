@@ -48,6 +48,14 @@ class Figures:
     left_out: tuple[str, ...]
     agreeing: tuple[str, ...]
 
+    @property
+    def differ(self) -> bool:
+        return any(figure.differs for figure in self.drawn)
+
+    @property
+    def count(self) -> int:
+        return len(self.drawn) + len(self.left_out) + len(self.agreeing)
+
 
 def worst_first(figures: Sequence[Figure]) -> Figures:
     """Draw what differs; where nothing does, one figure stands for all."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_samples import diverged, match, media, rows
 
-from parity.report.charts import growth, overview, per_axis
+from parity.report.charts import growth, per_axis
 from parity.report.media import KvView, MaskView, RopeView
 from parity.report.pixels import error_colours, reduce_cells
 from parity.report.svg import Chart, Series, draw
@@ -147,14 +147,6 @@ def test_axes_with_one_value_are_not_drawn() -> None:
     assert per_axis([replace(row, coords={}) for row in rows()]) == []
 
 
-def test_overview_names_the_worst_record_of_a_cell() -> None:
-    drawn = overview(diverged().rows)
-    assert "blocks.2.attn.q_rope @ frame=1, step=0: 0.0547" in drawn
-    assert overview([replace(row, coords={}) for row in rows()]) == ""
-    unmeasured = [replace(row, error=math.nan, diverged=True) for row in rows()]
-    assert 'fill="#d94841" fill-opacity="1.00"' in overview(unmeasured)
-
-
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [math.nan, math.inf, 0.0, 1e-300, 1e300], [-1.0, 5.0]])
 @pytest.mark.parametrize("log", [True, False])
 def test_charts_stay_inside_their_frame(values: list[float], log: bool) -> None:
@@ -164,14 +156,6 @@ def test_charts_stay_inside_their_frame(values: list[float], log: bool) -> None:
     found += re.findall(r'cx="([^"]*)" cy="([^"]*)"', drawn)
     assert found
     assert all(0 <= float(x) <= chart.width and 0 <= float(y) <= chart.height for x, y in found)
-
-
-def test_the_largest_groups_of_sites_are_split() -> None:
-    base = rows()[0]
-    sites = [f"model.blocks.{i}.attn.{part}" for i in range(12) for part in "qkvo"] + ["latent", "patch.in"]
-    made = [replace(base, site=site, coords={"frame": frame}) for frame in range(2) for site in sites]
-    names = re.findall(r'class="tick end"[^>]*>([^<]*)<', overview(made))
-    assert names == [*(f"model.blocks.{i}.attn" for i in range(12)), "latent", "patch.in"]
 
 
 def test_nothing_to_draw_is_nothing() -> None:

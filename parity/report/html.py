@@ -30,6 +30,7 @@ from parity.report.frames import FramesView, frames_view
 from parity.report.history import Past
 from parity.report.media import Media, Source
 from parity.report.operations import operations_of
+from parity.report.pairs import pair_figure
 from parity.report.payload import MAX_BYTES, judged, packed_values, payload
 from parity.report.sources import places, reference_place
 from parity.report.views import Figure, Figures, kv_figure, kv_overview, mask_figure, rope_figure, worst_first
@@ -108,6 +109,7 @@ def _context(result: Result, media: Media) -> dict[str, Any]:
     frames = _frames(media)
     groups = {
         "cache": ("Cache", _figures(media.kv, kv_figure), kv_overview(media.kv)),
+        "pairs": ("Rotated pairs", _figures(media.pairs, pair_figure), Markup("")),
         "positions": ("Positions", _figures(media.rope, rope_figure), Markup("")),
         "masks": ("Masks", _figures(media.masks, mask_figure), Markup("")),
     }
@@ -156,10 +158,13 @@ def _answer(result: Result) -> dict[str, str]:
     top = result.causes[0] if result.causes else None
     patched = re.fullmatch(r"(.+?:\d+): (.*) → (.*)", top.patch or "", re.S) if top is not None else None
     if patched is not None:
-        return {"place": patched[1], "code": patched[2], "other": "change it to", "after": patched[3]}
+        return {"place": patched[1], "code": patched[2], "other": "change it to", "after": patched[3], "change": "yes"}
+    answer = {"place": culprit.source or "", "code": culprit.code or "", "other": "", "after": ""}
     place, code = reference_place(culprit.detail)
-    other = f"the reference, {place}" if place else ""
-    return {"place": culprit.source or "", "code": culprit.code or "", "other": other if code else "", "after": code}
+    same = culprit.operation and f" {culprit.operation.partition('(')[0]}(" in f" {culprit.detail}"
+    return (
+        {**answer, "other": f"the same operation in the reference, {place}", "after": code} if same and code else answer
+    )
 
 
 def _sources(result: Result, known: Mapping[str, Source]) -> list[tuple[str, Source]]:

@@ -42,6 +42,15 @@ class RopeView:
 
 
 @dataclass(frozen=True, eq=False)
+class PairView:
+    """Rotated queries or keys of one head: `reference`, `port` [positions, channels], an even number of channels."""
+
+    name: str
+    reference: NDArray[Any]
+    port: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
 class MaskView:
     """What may be seen: `reference`, `port` [rows, columns], true = visible. Rows are queries, or one row a frame."""
 
@@ -96,5 +105,6 @@ class Media:
     kv: tuple[KvView, ...] = ()
     rope: tuple[RopeView, ...] = ()
     masks: tuple[MaskView, ...] = ()
+    pairs: tuple[PairView, ...] = ()
     values: tuple[ValueView, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)  # by their places

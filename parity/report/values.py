@@ -24,15 +24,21 @@ def value_views(
     """Look at the first record of each diverging site, then at the others that are nearest to their floors; at most 48."""
     found = []
     for row in _order(rows, divergences):
-        left = reference.tensor(row.key)
-        right = port.tensor(format_key(row.port or row.site, row.coords))
-        right = port.tensor(row.key) if right is None else right
-        if left is None or right is None or left.shape != right.shape or not 0 < left.numel() <= MOST_ELEMENTS:
+        left, right = values_at(row, reference, port)
+        if left is None or right is None or not 0 < left.numel() <= MOST_ELEMENTS:
             continue
         found.append(value_view(row.key, left, right))
         if len(found) == MOST_VIEWS:
             break
     return tuple(found)
+
+
+def values_at(row: Row, reference: Trace, port: Trace) -> tuple[Tensor | None, Tensor | None]:
+    """Return both sides' values of a row, under whichever name the port has them; None where they were not kept or the shapes differ."""
+    left = reference.tensor(row.key)
+    right = port.tensor(format_key(row.port or row.site, row.coords))
+    right = port.tensor(row.key) if right is None else right
+    return (left, right) if left is not None and right is not None and left.shape == right.shape else (None, None)
 
 
 def _order(rows: Sequence[Row], divergences: Sequence[Divergence]) -> list[Row]:

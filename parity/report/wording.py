@@ -160,7 +160,7 @@ def nearest(rows: Sequence[Row]) -> tuple[Row, str] | None:
     if not known:
         return None
     worst = max(known, key=lambda row: row.error / row.floor)
-    return worst, f"{worst.error / worst.floor:.2g}x"
+    return worst, f"{worst.error / worst.floor:.3g}x"
 
 
 def element(divergence: Divergence) -> str:

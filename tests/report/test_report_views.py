@@ -11,7 +11,8 @@ import pytest
 from report_samples import diverged, match, media, rows
 
 from parity.report.charts import growth, per_axis
-from parity.report.media import KvView, MaskView, RopeView
+from parity.report.media import KvView, MaskView, PairView, RopeView
+from parity.report.pairs import pair_figure
 from parity.report.pixels import error_colours, reduce_cells
 from parity.report.svg import Chart, Series, draw
 from parity.report.views import kv_figure, kv_overview, mask_figure, rope_figure, worst_first
@@ -161,3 +162,23 @@ def test_charts_stay_inside_their_frame(values: list[float], log: bool) -> None:
 def test_nothing_to_draw_is_nothing() -> None:
     assert draw(Chart("c", (Series("s", [0.0], [math.nan]),))) == ""
     assert draw(Chart("c", ())) == ""
+
+
+def test_pairs_that_are_turned_otherwise() -> None:
+    generator = np.random.default_rng(0)
+    pairs = generator.normal(size=(9, 4)) + 1j * generator.normal(size=(9, 4))
+    turned = pairs * np.exp(0.25j * np.arange(9))[:, None]
+
+    def interleaved(z: np.ndarray) -> np.ndarray:
+        return np.stack([z.real, z.imag], -1).reshape(9, 8)
+
+    figure = pair_figure(PairView("q", interleaved(pairs), interleaved(turned)))
+    assert figure.sentence.startswith("Pairs (2i, 2i + 1) keep their lengths.")
+    assert "up to 2 radians, at 8 of 9 positions" in figure.sentence
+    half = [np.concatenate([z.real, z.imag], 1) for z in (pairs, turned)]
+    assert pair_figure(PairView("q", *half)).sentence.startswith("Pairs (i, i + d/2) keep their lengths.")
+    mixed = pair_figure(PairView("q", interleaved(pairs), generator.normal(size=(9, 8))))
+    assert mixed.sentence.startswith("Pairs keep their lengths in neither pairing")
+    assert len(mixed.pictures) == 2
+    same = pair_figure(PairView("q", half[0], half[0]))
+    assert not same.differs

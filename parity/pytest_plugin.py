@@ -108,13 +108,15 @@ def parity_update(request: pytest.FixtureRequest) -> bool:
 def _run_case(case: Case, book: ReportBook, options: dict[str, Any]) -> Result:
     from parity.pipeline import run_case
 
-    result, runs = run_case(case, **options)
+    zoom = options.pop("zoom", "")
+    result, runs = run_case(case, **options, zoom=zoom or ("first" if book.folder is not None else ""))
     media = None
     if book.folder is not None:
         from parity.report.collect import collect_media
 
         media = collect_media(case, runs, result)
-    return book.add(result, media)
+    result = book.add(result, media)
+    return result if zoom else replace(result, operations=())  # the page has them, a message is short
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -39,7 +39,7 @@ def pair_figure(view: PairView) -> Figure:
     sentence = f"Pairs keep their lengths in neither pairing: they are off by {lengths}. The port combines other channels than the reference."
     heats = tuple(
         error_heat(
-            f"length of pairs {name}: |port − reference|", np.abs(np.abs(b) - np.abs(a)), KEPT, "position", "pair"
+            f"lengths of pairs {name} differ", np.abs(np.abs(b) - np.abs(a)), KEPT, "position", "pair", width=420
         )
         for name, (a, b) in zip(PAIRINGS, sides, strict=True)
     )

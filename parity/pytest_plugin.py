@@ -108,13 +108,15 @@ def parity_update(request: pytest.FixtureRequest) -> bool:
 def _run_case(case: Case, book: ReportBook, options: dict[str, Any]) -> Result:
     from parity.pipeline import run_case
 
-    result, runs = run_case(case, **options)
+    zoom = options.pop("zoom", "")
+    result, runs = run_case(case, **options, zoom=zoom or ("first" if book.folder is not None else ""))
     media = None
     if book.folder is not None:
         from parity.report.collect import collect_media
 
-        media = collect_media(case, runs)
-    return book.add(result, media)
+        media = collect_media(case, runs, result)
+    result = book.add(result, media)
+    return result if zoom else replace(result, operations=())  # the page has them, a message is short
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -129,9 +131,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
         short = [replace(r, rows=(), alignment=(), operations=(), environment={}) for r in book.results]
         workeroutput["parity"] = json.dumps([r.to_json() for r in short])
         return
+    from parity.report.history import add_history, read_history
     from parity.report.html import write_index
 
-    write_index(book.results, book.folder / "index.html")
+    add_history(book.results, book.folder)
+    write_index(book.results, book.folder / "index.html", past=read_history(book.folder))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from parity.case.jobs import Job
 from parity.errors import SideError
+from parity.report.history import add_history, read_history
 from parity.result import Result
 from parity.run.side import Runs
 
@@ -77,6 +78,7 @@ def run_jobs(
             outcome.errors.append(answer.error)
             outcome.not_run[job.case.label] = answer.error
     if options.html is not None:
+        add_history(outcome.results, options.html)
         _write_index(outcome.results, options.html, outcome.not_run)
     return outcome
 
@@ -142,7 +144,7 @@ def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None
             variation=job.variation,
             isolate=options.isolate,
             progress=say,
-            zoom=options.zoom,
+            zoom=options.zoom or ("first" if options.html is not None else ""),  # a page shows the operations
         )
     except SideError as error:
         return Answer(error=str(error))
@@ -152,7 +154,7 @@ def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None
     if options.html is not None:
         from parity.report.collect import collect_media
 
-        result = write_one(result, collect_media(job.case, runs), options.html)
+        result = write_one(result, collect_media(job.case, runs, result), options.html)
     return Answer(result)
 
 
@@ -203,7 +205,7 @@ def _write_index(results: Sequence[Result], folder: Path, not_run: dict[str, str
     from parity.report.html import write_index
 
     path = folder / "index.html"
-    write_index(results, path, not_run)
+    write_index(results, path, not_run, read_history(folder))
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -103,7 +104,8 @@ def run(
         for result in outcome.results:
             if result.verdict != "match":
                 OUT.print()
-                OUT.print(failure_message(result), markup=False, soft_wrap=True)
+                told = result if zoom else replace(result, operations=())
+                OUT.print(failure_message(told), markup=False, soft_wrap=True)
         if html is not None:
             OUT.print(f"report: {html / 'index.html'}", markup=False, soft_wrap=True)
     write_results(outcome.results, as_json)

@@ -97,9 +97,10 @@ def compare(
     from parity.trace.store import load_trace
 
     check_outputs([as_json], [html], [reference, port, names])
+    ours, theirs = load_trace(reference), load_trace(port)
     result = compare_traces(
-        load_trace(reference),
-        load_trace(port),
+        ours,
+        theirs,
         names=load_names(names) if names else None,
         rtol=rtol,
         atol=atol,
@@ -112,9 +113,12 @@ def compare(
         OUT.print(failure_message(result), markup=False, soft_wrap=True)
     write_results([result], as_json)
     if html is not None:
+        from parity.report.media import Media
+        from parity.report.values import value_views
         from parity.session import write_reports
 
-        OUT.print(f"report: {write_reports([(result, None)], html)}", markup=False, soft_wrap=True)
+        media = Media(values=value_views(result.rows, result.divergences, ours, theirs))
+        OUT.print(f"report: {write_reports([(result, media)], html)}", markup=False, soft_wrap=True)
     return result.exit_status
 
 

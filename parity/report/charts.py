@@ -1,22 +1,19 @@
-"""The charts of a result: error along the execution, error along each axis, and where over sites and coordinates."""
+"""The charts of a result: error along the execution, and along each axis."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
 
-from parity.report.pixels import Heat, draw_heat, error_colours
 from parity.report.svg import Chart, Point, Series, draw
-from parity.report.wording import clip, number, place
+from parity.report.wording import number, place
 from parity.result import Row
 
 BINS = 240
 MAX_POINTS = 60
-GROUPS, PLACES = 32, 30
 
 
 def growth(rows: Sequence[Row]) -> Markup:
@@ -82,46 +79,6 @@ def per_axis(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
     return charts
 
 
-def overview(rows: Sequence[Row]) -> Markup:
-    """Groups of sites against coordinates, coloured by the worst error over its floor; empty without coordinates."""
-    places = list(dict.fromkeys(_frozen(row.coords) for row in rows))
-    if len(places) < 2:
-        return Markup("")
-    group_of = _groups(list(dict.fromkeys(row.site for row in rows)))
-    groups = list(dict.fromkeys(group_of[row.site] for row in rows))
-    tall, wide = -(-len(groups) // GROUPS), -(-len(places) // PLACES)
-    rank_group = {name: i // tall for i, name in enumerate(groups)}
-    rank_place = {key: i // wide for i, key in enumerate(places)}
-    cells: dict[tuple[int, int], Row] = {}
-    for row in rows:
-        cell = rank_group[group_of[row.site]], rank_place[_frozen(row.coords)]
-        if cell not in cells or _severity(row) > _severity(cells[cell]):
-            cells[cell] = row
-    error = np.full((max(rank_group.values()) + 1, max(rank_place.values()) + 1), np.nan)
-    floor = np.ones_like(error)
-    for cell, row in cells.items():
-        # What was not measured, or was refused for another reason than its size, is as bad as can be.
-        error[cell] = math.inf if row.diverged and not row.error > row.floor else row.error
-        floor[cell] = row.floor
-
-    def describe(i: int, j: int) -> str:
-        row = cells.get((i, j))
-        return _hover(row) if row else "nothing here"
-
-    return draw_heat(
-        Heat(
-            title="worst error against its floor",
-            colours=error_colours(error, floor),
-            row_label="sites in the order of execution",
-            column_label=", ".join(dict(places[0]) or dict(places[-1])) or "coordinates",
-            describe=describe,
-            rows=tuple(clip(groups[i], 40) for i in range(0, len(groups), tall)),
-            columns=tuple(",".join(str(v) for _, v in places[i]) or "–" for i in range(0, len(places), wide)),
-            width=960,
-        )
-    )
-
-
 def _hover(row: Row) -> str:
     return f"{place(row.site, row.coords)}: {number(row.error)}, floor {number(row.floor)}"
 
@@ -152,26 +109,3 @@ def _bands(rows: Sequence[Row]) -> tuple[tuple[float, float, str], ...]:
                 for (start, value), stop in zip(edges, stops, strict=True)
             )
     return ()
-
-
-def _frozen(coords: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple(coords.items())
-
-
-def _groups(sites: Sequence[str]) -> dict[str, str]:
-    """Name each site's group: a prefix of its dotted name, the largest families split further while there is room."""
-    parts = {site: site.split(".") for site in sites}
-    group_of = {site: parts[site][0] for site in sites}
-    while True:
-        families: dict[str, list[str]] = {}
-        for site, group in group_of.items():
-            families.setdefault(re.sub(r"\d+", "#", group), []).append(site)
-        for members in sorted(families.values(), key=len, reverse=True):
-            # The blocks of a stack are split together, so that equal ones look equal.
-            finer = {site: ".".join(parts[site][: group_of[site].count(".") + 2]) for site in members}
-            changed = any(finer[site] != group_of[site] for site in members)
-            if changed and len(set((group_of | finer).values())) <= GROUPS:
-                group_of |= finer
-                break
-        else:
-            return group_of

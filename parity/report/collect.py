@@ -3,32 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from parity.case import Case
-from parity.report.media import KvView, MaskView, Media, RopeView
+from parity.report.media import KvView, MaskView, Media, PairView, RopeView
+from parity.report.sources import sources_of
+from parity.report.values import value_views, values_at
+from parity.result import Result
 from parity.run.side import Runs
 from parity.trace import Record, Trace
 
 _MOST_VIEWS = 8
+_ROUNDING = 1e-5  # relative L2 of an entry: what is below is no difference to look at
 
 
-def collect_media(case: Case, runs: Runs) -> Media:
-    """Gather the pictures of one case: decoded frames, cache contents over time, positional tables, masks.
+def collect_media(case: Case, runs: Runs, result: Result) -> Media:
+    """Gather the pictures of one case: decoded frames, cache contents over time, positional tables, masks, values, source lines.
 
-    A cache is recognised by its canonical form: records of kind `kv` named `<layer>.frames`, with `<layer>.k` beside it.
+    A cache is recognised by its canonical form: records of kind `kv` named `<layer>.frames`, with `<layer>.k` beside it. What the verdict
+    takes for equal is within the floor of its picture.
     """
     port = runs.free or runs.port
+    wrong = {found.site for found in result.divergences}
     return Media(
         frames_reference=_frames(case, runs.reference),
         frames_port=_frames(case, port),
-        kv=_caches(runs.reference, runs.port)[:_MOST_VIEWS],
-        rope=_tables(runs.reference, runs.port)[:_MOST_VIEWS],
+        kv=tuple(_judged_cache(view, wrong) for view in _caches(runs.reference, runs.port)[:_MOST_VIEWS]),
+        rope=tuple(_judged_table(view, wrong) for view in _tables(runs.reference, runs.port)[:_MOST_VIEWS]),
         masks=_masks(runs.reference, runs.port)[:_MOST_VIEWS],
+        pairs=_pairs(result, runs),
+        values=value_views(result.rows, result.divergences, runs.reference, runs.port),
+        sources=sources_of(result),
     )
+
+
+def _pairs(result: Result, runs: Runs) -> tuple[PairView, ...]:
+    """What the first cause says is rotated otherwise, and its like beside it (keys beside queries): one head, along the longest axis."""
+    first = result.first
+    if first is None or not result.causes or not result.causes[0].class_id.startswith("P"):
+        return ()
+    keys = {found.key for found in result.divergences}
+    module = first.site.rpartition(".")[0]
+    near = [
+        r for r in result.rows if r.key in keys and r.coords == first.coords and r.site.rpartition(".")[0] == module
+    ]
+    found = []
+    for row in near:
+        left, right = values_at(row, runs.reference, runs.port)
+        if left is None or right is None or row.shape != first.shape or left.dim() < 2 or left.shape[-1] % 2:
+            continue
+        axis = max(range(left.dim() - 1), key=lambda i: left.shape[i])
+        sides = [side.movedim(axis, -2).flatten(0, -3)[0] if side.dim() > 2 else side for side in (left, right)]
+        found.append(PairView(row.site, *(side.detach().double().cpu().numpy() for side in sides)))
+    return tuple(found[:2])
+
+
+def _judged_cache(view: KvView, wrong: set[str]) -> KvView:
+    """The floor of a cache whose keys do not diverge is above all that it shows; else that of entries which do not."""
+    if view.error is None or f"{view.layer}.k" in wrong:
+        return replace(view, floor=_ROUNDING)
+    return replace(view, floor=max(_ROUNDING, float(np.nanmax(view.error, initial=0.0))))
+
+
+def _judged_table(view: RopeView, wrong: set[str]) -> RopeView:
+    if view.name in wrong or view.reference.shape != view.port.shape:
+        return view
+    with np.errstate(invalid="ignore"):
+        return replace(view, floor=float(np.nanmax(np.abs(view.port - view.reference), initial=0.0)))
 
 
 def _frames(case: Case, trace: Trace) -> np.ndarray | None:

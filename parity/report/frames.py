@@ -16,8 +16,9 @@ from parity.report.svg import Chart, Series, draw
 from parity.report.wording import number
 
 Pictures = NDArray[np.uint8]
-MAX_FRAMES = 10
-BUDGET = 600_000  # bytes of all pictures of a page
+MAX_FRAMES = 160
+BUDGET = 2_200_000  # bytes of all pictures of a page
+FPS = 8.0  # of playback, where the clip does not say
 TRIALS = ((384, 88), (320, 82), (256, 78), (192, 72), (128, 65), (96, 55), (64, 45))  # width in pixels, JPEG quality
 
 
@@ -43,6 +44,8 @@ class FramesView:
     rows: tuple[FrameRow, ...]
     chosen: int  # position in `rows` of the frame to look at first
     gain: float
+    total: int  # frames of the longer side
+    fps: float
     charts: tuple[Markup, ...]
     defects: tuple[tuple[str, str, str], ...]  # defect, frames of the reference, frames of the port
 
@@ -61,7 +64,8 @@ def frames_view(reference: Clip, port: Clip, comparison: ClipComparison | None =
             break
     rows = tuple(_row(index, triple, found) for index, triple in zip(indices, pictures, strict=True))
     chosen = indices.index(found.first_bad) if found.first_bad is not None else 0
-    return FramesView(found, rows, chosen, gain, _curves(found), _defect_table(found))
+    total, fps = max(len(reference), len(port)), reference.fps or port.fps or FPS
+    return FramesView(found, rows, chosen, gain, total, fps, _curves(found), _defect_table(found))
 
 
 def _choose(count: int, found: ClipComparison) -> list[int]:

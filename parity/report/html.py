@@ -12,7 +12,9 @@ import functools
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,15 +26,20 @@ from parity.clips.compare import ClipComparison
 from parity.clips.frames import Clip
 from parity.files import write_text
 from parity.report import wording
-from parity.report.charts import growth, overview, per_axis
+from parity.report.charts import growth, per_axis
 from parity.report.frames import FramesView, frames_view
-from parity.report.media import Media
-from parity.report.payload import MAX_BYTES, payload
+from parity.report.history import Past
+from parity.report.media import Media, Source
+from parity.report.operations import operations_of
+from parity.report.pairs import pair_figure
+from parity.report.payload import MAX_BYTES, judged, packed_values, payload
+from parity.report.sources import places, reference_place
 from parity.report.views import Figure, Figures, kv_figure, kv_overview, mask_figure, rope_figure, worst_first
 from parity.result import Culprit, Result
 
-MAX_PAGE = 1_950_000  # bytes
-LISTED = 200  # divergences, notes, unaligned names: the rest is counted
+MAX_PAGE = 4_900_000  # bytes
+LISTED = 200  # notes, unaligned names, lines of the environment: the rest is counted
+SCRIPTS = ("base.js", "frames.js", "map.js", "table.js", "panel.js", "sites.js")
 _VIDEO_TEXT: Mapping[str, str] = {
     "match": "Every frame of the port shows what the reference shows.",
     "diverged": "The port's clip departs from the reference's.",
@@ -41,14 +48,22 @@ _VIDEO_TEXT: Mapping[str, str] = {
 
 
 def write_report(result: Result, path: Path, media: Media | None = None) -> None:
-    """Write the page of one case (under 2 MB) to `path` atomically."""
+    """Write the page of one case (under 5 MB) to `path` atomically."""
     write_text(Path(path), report_html(result, media))
 
 
-def write_index(results: Sequence[Result], path: Path, not_run: Mapping[str, str] | None = None) -> None:
-    """Write the page that lists all cases and links to their reports; `not_run` maps cases left out to the reason."""
+def write_index(
+    results: Sequence[Result],
+    path: Path,
+    not_run: Mapping[str, str] | None = None,
+    past: Mapping[str, Sequence[Past]] | None = None,
+) -> None:
+    """Write the page that lists all cases and links to their reports.
+
+    not_run: cases left out and the reason. past: earlier runs by the name of the case, the newest last.
+    """
     path = Path(path)
-    groups = [(r, _link(r.report, path.parent)) for r in results]
+    groups = [(r, _link(r.report, path.parent), (past or {}).get(wording.case_name(r), ())) for r in results]
     page = _render(
         "index.html.j2",
         title="parity",
@@ -83,7 +98,8 @@ def report_html(result: Result, media: Media | None = None) -> str:
     context = _context(result, media or Media())
     page = ""
     for most in (MAX_BYTES, MAX_BYTES // 3, MAX_BYTES // 20):
-        page = _render("report.html.j2", **context, table=payload(result.rows, most))
+        table = payload(result.rows, result.divergences, result.first, most)
+        page = _render("report.html.j2", **context, table=table, bare=media is None)
         if len(page.encode()) <= MAX_PAGE:
             break
     return page
@@ -94,18 +110,24 @@ def _context(result: Result, media: Media) -> dict[str, Any]:
     frames = _frames(media)
     groups = {
         "cache": ("Cache", _figures(media.kv, kv_figure), kv_overview(media.kv)),
+        "pairs": ("Rotated pairs", _figures(media.pairs, pair_figure), Markup("")),
         "positions": ("Positions", _figures(media.rope, rope_figure), Markup("")),
         "masks": ("Masks", _figures(media.masks, mask_figure), Markup("")),
     }
     groups = {key: group for key, group in groups.items() if group[1].drawn}
+    rows = judged(result.rows, result.divergences)
     context = {
         "title": f"{wording.case_name(result)} · {result.verdict}",
         "result": result,
         "verdict": result.verdict,
         "sentence": wording.VERDICT_TEXT[result.verdict],
-        "growth": growth(result.rows),
-        "axes": per_axis(result.rows),
-        "overview": overview(result.rows),
+        "growth": growth(rows),
+        "axes": per_axis(rows),
+        "nearest": wording.nearest(result.rows),
+        "answer": _answer(result),
+        "sources": _sources(result, media.sources),
+        "operations": operations_of(result),
+        "values": packed_values(media.values),
         "environment": _environment(result.environment),
         "culprits": _by_line(result),
         "frames": frames,
@@ -120,15 +142,39 @@ def _nav(result: Result, context: Mapping[str, Any]) -> list[tuple[str, str]]:
     sections = [  # in the order of the page
         ("first", "First", result.first is not None),
         ("causes", "Causes", bool(result.causes) or result.first is not None),
+        ("operations", "Operations", context["operations"] is not None),
+        ("sites", "Sites", bool(result.rows or result.divergences)),
         ("growth", "Growth", bool(context["growth"])),
         *((key, group[0], True) for key, group in context["views"].items()),
         ("frames", "Frames", context["frames"] is not None),
-        ("divergences", "Divergences", bool(result.divergences)),
-        ("sites", "Sites", bool(result.rows)),
         ("coverage", "Coverage", True),
         ("environment", "Environment", bool(context["environment"]["rows"])),
     ]
     return [(anchor, name) for anchor, name, there in sections if there]
+
+
+def _answer(result: Result) -> dict[str, str]:
+    """The line to change for the head of the page: where it is, what it says, and what it should say or what the reference says."""
+    culprit = result.culprit or Culprit("")
+    top = result.causes[0] if result.causes else None
+    patched = re.fullmatch(r"(.+?:\d+): (.*) → (.*)", top.patch or "", re.S) if top is not None else None
+    if patched is not None:
+        return {"place": patched[1], "code": patched[2], "other": "change it to", "after": patched[3], "change": "yes"}
+    answer = {"place": culprit.source or "", "code": culprit.code or "", "other": "", "after": ""}
+    place, code = reference_place(culprit.detail)
+    same = culprit.operation and f" {culprit.operation.partition('(')[0]}(" in f" {culprit.detail}"
+    return (
+        {**answer, "other": f"the same operation in the reference, {place}", "after": code} if same and code else answer
+    )
+
+
+def _sources(result: Result, known: Mapping[str, Source]) -> list[tuple[str, Source]]:
+    """The lines around the port's line and around the reference's, those of the first culprit alone."""
+    if result.culprit is None:
+        return []
+    own = list(places(replace(result, culprits=())))
+    sides = [("port" if place == result.culprit.source else "reference", known.get(place)) for place in own[:2]]
+    return [(side, source) for side, source in sides if source is not None]
 
 
 def _by_line(result: Result) -> list[tuple[Culprit, list[str]]]:
@@ -161,7 +207,8 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
     rows = [(name, sides[0].get(name, "–"), sides[1].get(name, "–")) for name in names]
     rows.sort(key=lambda row: row[1] == row[2])
     stated = environment.get("differences") or ()
-    return {"rows": rows[:LISTED], "differences": [wording.clip(line, 300) for line in stated][:LISTED]}
+    differences = [wording.clip(line, 300) for line in stated]
+    return {"rows": rows[:LISTED], "differences": differences[:LISTED], "more": max(0, len(rows) - LISTED)}
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
@@ -194,7 +241,8 @@ def _render(template: str, **context: Any) -> str:
     environment = _templates()
     loader = environment.loader
     assert isinstance(loader, PackageLoader)
-    script, style = (loader.get_source(environment, name)[0] for name in ("page.js", "page.css"))
+    script = "".join(loader.get_source(environment, name)[0] for name in SCRIPTS)
+    style = loader.get_source(environment, "page.css")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     # Both are files of this package, not data: they are the only text that is not escaped.
     page = environment.get_template(template).render(
@@ -214,7 +262,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    words = ("number", "exact", "percent", "clean", "clip", "coords_text", "place", "measured", "element", "cause_text")
+    words = ("number", "exact", "percent", "clean", "clip", "coords_text", "place", "measured", "spaced", "near")
     environment.filters |= {name: getattr(wording, name) for name in words}
     environment.globals |= {"times_floor": wording.times_floor, "case_name": wording.case_name, "LISTED": LISTED}
     environment.globals |= {
@@ -222,5 +270,6 @@ def _templates() -> Environment:
         "coverage_text": wording.coverage_text,
         "INFINITY": math.inf,
     }
-    environment.globals |= {"total_seconds": wording.total_seconds}
+    environment.globals |= {"total_seconds": wording.total_seconds, "nearest": wording.nearest, "apart": wording.apart}
+    environment.globals |= {"PROOF_TEXT": wording.PROOF_TEXT}
     return environment

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,15 @@ class RopeView:
 
 
 @dataclass(frozen=True, eq=False)
+class PairView:
+    """Rotated queries or keys of one head: `reference`, `port` [positions, channels], an even number of channels."""
+
+    name: str
+    reference: NDArray[Any]
+    port: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
 class MaskView:
     """What may be seen: `reference`, `port` [rows, columns], true = visible. Rows are queries, or one row a frame."""
 
@@ -49,6 +59,40 @@ class MaskView:
     port: NDArray[Any]
     row_label: str = "query"
     column_label: str = "key"
+
+
+@dataclass(frozen=True, eq=False)
+class ValueView:
+    """Both sides' values at one record: how they are spread, where along each axis they differ, the worst elements, and one slice.
+
+    range: of the histograms, [low, high]. axes: (axis, indices a bin, error of each bin against the whole reference's L2). worst: (index,
+    reference, port). slice_name: `[1, :, 0, :]`, through the worst element; origin: its first row and column. `reference`, `port`,
+    `difference` [rows, columns].
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    range: tuple[float, float]
+    reference_counts: tuple[int, ...]
+    port_counts: tuple[int, ...]
+    nonfinite: tuple[int, int]
+    axes: tuple[tuple[int, int, tuple[float, ...]], ...]
+    worst: tuple[tuple[tuple[int, ...], float, float], ...]
+    slice_name: str
+    origin: tuple[int, int]
+    reference: NDArray[np.floating[Any]]
+    port: NDArray[np.floating[Any]]
+    difference: NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Lines of a file around number `line`, which matters: `place` is `file:line`, `first` the number of the first line."""
+
+    place: str
+    line: int
+    first: int
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +105,6 @@ class Media:
     kv: tuple[KvView, ...] = ()
     rope: tuple[RopeView, ...] = ()
     masks: tuple[MaskView, ...] = ()
+    pairs: tuple[PairView, ...] = ()
+    values: tuple[ValueView, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)  # by their places

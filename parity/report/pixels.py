@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from parity.report.svg import escaped as text
 
 Array = NDArray[np.float64]
-ACCENT, ALARM, ABSENT, CALM = (74, 108, 247), (217, 72, 65), (224, 150, 40), (128, 134, 145)
+ACCENT, ALARM, ABSENT, CALM = (74, 108, 247), (181, 52, 26), (230, 168, 23), (128, 134, 145)
 MAX_CELLS = 512  # per side of a heat map; larger ones are reduced so that the worst cell of each block stays visible
 
 
@@ -100,7 +100,7 @@ def shade(hue: tuple[int, int, int], strength: Array) -> NDArray[np.uint8]:
 
 
 def error_colours(error: Array, floor: float | Array) -> NDArray[np.uint8]:
-    """Errors on a log scale: grey below the floor, red above it and fuller with each decade; not finite is full red."""
+    """Errors on a log scale: grey below the floor, vermilion above it and fuller with each decade; not finite is full vermilion."""
     with np.errstate(divide="ignore", invalid="ignore"):
         over = np.log10(np.where(error > 0, error, np.nan)) - np.log10(np.maximum(floor, 1e-30))
         top = np.nanmax(np.where(np.isfinite(over), over, np.nan), initial=1.0)

@@ -48,6 +48,14 @@ class Figures:
     left_out: tuple[str, ...]
     agreeing: tuple[str, ...]
 
+    @property
+    def differ(self) -> bool:
+        return any(figure.differs for figure in self.drawn)
+
+    @property
+    def count(self) -> int:
+        return len(self.drawn) + len(self.left_out) + len(self.agreeing)
+
 
 def worst_first(figures: Sequence[Figure]) -> Figures:
     """Draw what differs; where nothing does, one figure stands for all."""
@@ -71,7 +79,7 @@ def kv_figure(view: KvView) -> Figure:
         error = np.asarray(view.error, np.float64)
         names = tuple(clip(name, 16) for name in view.rows)
         worst = float(np.nanmax(np.where(np.isnan(error), 0, error), initial=0.0))
-        pictures.append(_error_heat("error of each entry", error, view.floor, view.row_label, view.column_label, names))
+        pictures.append(error_heat("error of each entry", error, view.floor, view.row_label, view.column_label, names))
     sentence = _kv_sentence(view, reference, port, wrong)
     if worst > view.floor:
         sentence += f" Worst error of an entry: {number(worst)}."
@@ -144,14 +152,14 @@ def rope_figure(view: RopeView) -> Figure:
         f"{column}s (first {columns[0]}); largest difference {number(worst)}."
     )
     pictures = (
-        _error_heat("|port − reference|", error, view.floor, view.row_label, view.column_label),
-        _profile(error.max(axis=1), view.floor, view.row_label),
-        _profile(error.max(axis=0), view.floor, view.column_label),
+        error_heat("|port − reference|", error, view.floor, view.row_label, view.column_label),
+        profile(error.max(axis=1), view.floor, view.row_label),
+        profile(error.max(axis=0), view.floor, view.column_label),
     )
     return Figure(clean(view.name), sentence, pictures, True, worst)
 
 
-def _profile(worst: Array, floor: float, axis: str) -> Markup:
+def profile(worst: Array, floor: float, axis: str) -> Markup:
     step = max(1, len(worst) // 400)
     xs = [float(i) for i in range(0, len(worst), step)]
     ys = [float(np.nanmax(worst[i : i + step])) for i in range(0, len(worst), step)]
@@ -217,7 +225,7 @@ def kv_overview(views: Sequence[KvView]) -> Markup:
     worst = np.stack([_column_worst(error) for _, error in known])
     names = tuple(clip(view.layer, 28) for view, _ in known)
     floor = max(view.floor for view, _ in known)
-    return _error_heat("worst error per layer and slot", worst, floor, "layer", "slot", names, 960)
+    return error_heat("worst error per layer and slot", worst, floor, "layer", "slot", names, 960)
 
 
 def _column_worst(error: Array) -> Array:
@@ -225,7 +233,7 @@ def _column_worst(error: Array) -> Array:
     return np.where(np.isneginf(worst), np.nan, worst)
 
 
-def _error_heat(
+def error_heat(
     title: str, error: Array, floor: float, row: str, column: str, rows: tuple[str, ...] = (), width: int = 300
 ) -> Markup:
     cells, tall, wide = reduce_cells(error, 256)

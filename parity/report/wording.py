@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from parity.result import Cause, Coverage, Culprit, Divergence, Result
+from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 
 VERDICT_TEXT: Mapping[str, str] = {
     "match": "The port computes what the reference computes, within its floors.",
@@ -24,6 +26,14 @@ METRIC_TEXT: Mapping[str, str] = {
     "extra": "only in the port",
     "nonfinite": "non-finite values",
     "bitwise": "bits",
+}
+
+PROOF_TEXT: Mapping[str, str] = {
+    "verified": "with this undone, everything matches",
+    "replayed": "replayed on the reference's values",
+    "congruent": "both sides' operations correspond but for this",
+    "identity": "the numbers agree with it",
+    "hint": "a hint",
 }
 
 
@@ -60,6 +70,17 @@ def clean(text: object) -> str:
     if words.isprintable():
         return words
     return "".join("�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") else c for c in words)
+
+
+def spaced(text: object, width: int) -> str:
+    """A line of source code, its indentation kept, cut at the end."""
+    line = str(text).expandtabs(4)
+    return clip_end(" " * (len(line) - len(line.lstrip(" "))) + clean(line), width)
+
+
+def near(text: object) -> str:
+    """A text with the paths below the working folder as relative ones."""
+    return clean(text).replace(os.getcwd() + os.sep, "")
 
 
 def clip(text: object, width: int) -> str:
@@ -121,6 +142,25 @@ def measured(divergence: Divergence) -> str:
     return f"{clean(name)} {number(divergence.error)}, floor {number(divergence.floor)}" + (
         f" ({over})" if over else ""
     )
+
+
+def apart(divergence: Divergence) -> str:
+    """What the first divergence is, in few words: `[2] → [3]` for a shape, `missing in the port`, else the error."""
+    if divergence.metric in ("missing", "extra"):
+        return METRIC_TEXT[divergence.metric]
+    shapes = re.findall(r"\[[\d, ]*\]", divergence.detail) if divergence.metric == "shape" else []
+    if len(shapes) >= 2:
+        return f"{shapes[0]} → {shapes[1]}"
+    return "another shape" if divergence.metric == "shape" else number(divergence.error)
+
+
+def nearest(rows: Sequence[Row]) -> tuple[Row, str] | None:
+    """The row within its floor whose error comes nearest to it, and the ratio; None where nothing was measured."""
+    known = [row for row in rows if row.floor > 0 and math.isfinite(row.error) and not row.diverged]
+    if not known:
+        return None
+    worst = max(known, key=lambda row: row.error / row.floor)
+    return worst, f"{worst.error / worst.floor:.3g}x"
 
 
 def element(divergence: Divergence) -> str:

@@ -98,7 +98,7 @@ def test_the_fixture_passes_and_fails_with_a_message_to_act_on(pytester, run, mo
     # The message is all that is shown: no frame of the plugin, no source of the harness.
     assert "pytest_plugin.py" not in text
     assert "parity reports:" in text
-    pages = sorted(p.name for p in (pytester.path / "pages").iterdir())
+    pages = sorted(p.name for p in (pytester.path / "pages").glob("*.html"))
     assert [re.sub("-[0-9a-f]{8}", "", name) for name in pages] == [
         "index.html",
         "test_user.py--test_right.html",
@@ -127,7 +127,7 @@ def test_every_assertion_of_every_test_has_a_page_of_its_own(pytester, run, work
         pytester.makepyfile(**{name: TWINS})
     result = run("--parity-report", "pages", "-n", workers)
     result.assert_outcomes(passed=4)
-    pages = {p.name for p in (pytester.path / "pages").iterdir()}
+    pages = {p.name for p in (pytester.path / "pages").glob("*.html")}
     assert len(pages) == 1 + 8
     index = (pytester.path / "pages" / "index.html").read_text(encoding="utf-8")
     assert all(name == "index.html" or name in index for name in pages)

@@ -6,9 +6,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from parity.report.media import KvView, MaskView, Media, RopeView
+from parity.report.media import KvView, MaskView, Media, RopeView, Source
+from parity.report.values import value_view
 from parity.result import Cause, Coverage, Culprit, Divergence, Result, Row
 
 SITES = (
@@ -19,6 +21,16 @@ SITES = (
         for part in ("norm1", "attn.q_rope", "attn.k_rope", "attn.out", "norm2", "mlp.up", "mlp.down", "kv.k")
     ),
     "head.out",
+)
+OPERATIONS = (
+    "operations up to blocks.2.attn.q_rope@frame=1,step=0, in float64 on the reference's values",
+    "reference: 3 operations, 1 of them without a counterpart",
+    "= mul(f64[2,60,4,8], f64[60,1,8]) at reference/waypoint/rope.py:32",
+    "= sub(f64[2,60,4,8], f64[2,60,4,8]) at reference/waypoint/rope.py:32",
+    "! stack(f64[2,60,4,8], f64[2,60,4,8], dim=-1) at reference/waypoint/rope.py:33",
+    "port: 2 operations, 1 of them without a counterpart",
+    "= mul(f64[2,60,4,8], f64[60,1,8]) at ported/waypoint/rope.py:40",
+    "! aten.cat(f64[2,60,4,8], f64[2,60,4,8], dim=-1) at ported/waypoint/rope.py:41",
 )
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">"
 
@@ -135,6 +147,58 @@ def diverged() -> Result:
     )
 
 
+def zoomed() -> Result:
+    """`diverged()` with the operations of both sides."""
+    return replace(diverged(), operations=OPERATIONS)
+
+
+def shape_fault() -> Result:
+    """The text of the port has one token more; nothing has an axis."""
+    made = tuple(replace(row, coords={}) for row in rows(frames=1, steps=1, bad_from=9))
+    first = Divergence(
+        made[9].site, {}, "input", "shape", math.inf, 0.0, 9, detail="shape [2] (reference), [3] (port)", shape=(2,)
+    )
+    others = tuple(
+        Divergence(r.site, {}, r.kind, "rel_l2", r.error, r.floor, r.order) for r in made if r.diverged and r.order > 9
+    )
+    return replace(diverged(), first=first, divergences=(first, *others), rows=made, causes=(), fault="shape")
+
+
+def mask_fault() -> Result:
+    """A mask that hides a key, which no row measured; the cause says which line to write instead."""
+    base = diverged()
+    first = Divergence("blocks.1.attn.mask", {"frame": 1, "step": 0}, "mask", "mismatches", 0.25, 0.0, 60)
+    cause = Cause(
+        "window",
+        "A11",
+        "The window lets one frame less in.",
+        confidence=0.99,
+        proof="verified",
+        patch="ported/waypoint/mask.py:12: return age < window - 1 → return age < window",
+    )
+    return replace(base, first=first, divergences=(first, *base.divergences), causes=(cause,), fault="mask")
+
+
+def many(count: int, unique: bool = False) -> tuple[Row, ...]:
+    """Rows of a large model: `count` records, of `count` sites where `unique`."""
+    base = rows(frames=8, steps=8, bad_from=800)
+    generator = np.random.default_rng(0)
+    return tuple(
+        replace(
+            base[i % len(base)],
+            order=i,
+            error=float(generator.uniform(1e-7, 1e-5)),
+            max_abs=float(generator.uniform()),
+            isolated=float(generator.uniform()),
+            site=f"transformer.single_transformer_blocks.{i}.attention.projection"
+            if unique
+            else base[i % len(base)].site,
+            coords=base[i % len(base)].coords if unique else {**base[i % len(base)].coords, "call": i // len(base)},
+        )
+        for i in range(count)
+    )
+
+
 def incomparable() -> Result:
     return Result(
         verdict="incomparable",
@@ -185,6 +249,12 @@ def hostile() -> Result:
     )
 
 
+def hostile_zoomed() -> Result:
+    """`hostile()` with a listing of operations."""
+    lines = (HOSTILE, "port: 1 operations, 1 of them without a counterpart", f"! {HOSTILE} at {HOSTILE}", HOSTILE)
+    return replace(hostile(), operations=lines)
+
+
 def hostile_media() -> Media:
     """`media()` with markup in every name and label."""
     base, bad = media(), HOSTILE
@@ -195,6 +265,8 @@ def hostile_media() -> Media:
         ),
         rope=tuple(replace(v, name=bad, row_label=bad, column_label=bad) for v in base.rope),
         masks=tuple(replace(v, name=bad, row_label=bad, column_label=bad) for v in base.masks),
+        values=tuple(replace(v, key=bad, slice_name=bad) for v in base.values),
+        sources={bad: Source(bad, 1, 1, (bad,))},
     )
 
 
@@ -257,4 +329,26 @@ def media() -> Media:
     windowed = causal & (block[:, None] - block[None] < 5)
     narrow = causal & (block[:, None] - block[None] < 4)
     masks = (MaskView("blocks.2.attn.mask", windowed, narrow), MaskView("blocks.0.attn.mask", causal, causal))
-    return Media(clip(), bad_clip(), 16.0, views, ropes, masks)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(2, 60, 4, 16, generator=generator)
+    right = torch.cat([left[..., ::2], left[..., 1::2]], dim=-1)
+    lines = (
+        "def turn(x1, x2):",
+        "    x = x1",
+        "    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)",
+    )
+    return Media(
+        clip(),
+        bad_clip(),
+        16.0,
+        views,
+        ropes,
+        masks,
+        values=(value_view("blocks.2.attn.q_rope@frame=1,step=0", left, right),),
+        sources={
+            "ported/waypoint/rope.py:41": Source("ported/waypoint/rope.py:41", 41, 39, lines),
+            "reference/waypoint/rope.py:33": Source(
+                "reference/waypoint/rope.py:33", 33, 33, ("return torch.stack(parts)",)
+            ),
+        },
+    )

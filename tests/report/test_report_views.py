@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from report_samples import diverged, match, media, rows
 
-from parity.report.charts import growth, overview, per_axis
-from parity.report.media import KvView, MaskView, RopeView
+from parity.report.charts import growth, per_axis
+from parity.report.media import KvView, MaskView, PairView, RopeView
+from parity.report.pairs import pair_figure
 from parity.report.pixels import error_colours, reduce_cells
 from parity.report.svg import Chart, Series, draw
 from parity.report.views import kv_figure, kv_overview, mask_figure, rope_figure, worst_first
@@ -147,14 +148,6 @@ def test_axes_with_one_value_are_not_drawn() -> None:
     assert per_axis([replace(row, coords={}) for row in rows()]) == []
 
 
-def test_overview_names_the_worst_record_of_a_cell() -> None:
-    drawn = overview(diverged().rows)
-    assert "blocks.2.attn.q_rope @ frame=1, step=0: 0.0547" in drawn
-    assert overview([replace(row, coords={}) for row in rows()]) == ""
-    unmeasured = [replace(row, error=math.nan, diverged=True) for row in rows()]
-    assert 'fill="#d94841" fill-opacity="1.00"' in overview(unmeasured)
-
-
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [math.nan, math.inf, 0.0, 1e-300, 1e300], [-1.0, 5.0]])
 @pytest.mark.parametrize("log", [True, False])
 def test_charts_stay_inside_their_frame(values: list[float], log: bool) -> None:
@@ -166,14 +159,26 @@ def test_charts_stay_inside_their_frame(values: list[float], log: bool) -> None:
     assert all(0 <= float(x) <= chart.width and 0 <= float(y) <= chart.height for x, y in found)
 
 
-def test_the_largest_groups_of_sites_are_split() -> None:
-    base = rows()[0]
-    sites = [f"model.blocks.{i}.attn.{part}" for i in range(12) for part in "qkvo"] + ["latent", "patch.in"]
-    made = [replace(base, site=site, coords={"frame": frame}) for frame in range(2) for site in sites]
-    names = re.findall(r'class="tick end"[^>]*>([^<]*)<', overview(made))
-    assert names == [*(f"model.blocks.{i}.attn" for i in range(12)), "latent", "patch.in"]
-
-
 def test_nothing_to_draw_is_nothing() -> None:
     assert draw(Chart("c", (Series("s", [0.0], [math.nan]),))) == ""
     assert draw(Chart("c", ())) == ""
+
+
+def test_pairs_that_are_turned_otherwise() -> None:
+    generator = np.random.default_rng(0)
+    pairs = generator.normal(size=(9, 4)) + 1j * generator.normal(size=(9, 4))
+    turned = pairs * np.exp(0.25j * np.arange(9))[:, None]
+
+    def interleaved(z: np.ndarray) -> np.ndarray:
+        return np.stack([z.real, z.imag], -1).reshape(9, 8)
+
+    figure = pair_figure(PairView("q", interleaved(pairs), interleaved(turned)))
+    assert figure.sentence.startswith("Pairs (2i, 2i + 1) keep their lengths.")
+    assert "up to 2 radians, at 8 of 9 positions" in figure.sentence
+    half = [np.concatenate([z.real, z.imag], 1) for z in (pairs, turned)]
+    assert pair_figure(PairView("q", *half)).sentence.startswith("Pairs (i, i + d/2) keep their lengths.")
+    mixed = pair_figure(PairView("q", interleaved(pairs), generator.normal(size=(9, 8))))
+    assert mixed.sentence.startswith("Pairs keep their lengths in neither pairing")
+    assert len(mixed.pictures) == 2
+    same = pair_figure(PairView("q", half[0], half[0]))
+    assert not same.differs

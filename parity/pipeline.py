@@ -48,6 +48,7 @@ from parity.diagnose.gather import evidence_of
 from parity.errors import SideError, caught, collecting
 from parity.locate.conclude import EMPTY, conclude
 from parity.locate.isolation import isolate_sites, of_held
+from parity.locate.listing import refuse_unknown_site
 from parity.result import Coverage, Culprit, Divergence, Result, Row
 from parity.run.double import run_double, with_held
 from parity.run.side import Runs, grafting, reseating, run_side
@@ -272,6 +273,7 @@ def _run_case(
     case = with_held(case, "reference", {**prepared.held, **case.reference.held})
     prepared = prepared.with_noise(case.noise)
     reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
+    refuse_unknown_site(zoom, reference.sites())
     with _timed(seconds, "port", say):
         run = run_side(case, "port", setting, inject=inject, override=reseating(case, reference), weights=True)
         port = run.trace

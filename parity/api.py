@@ -135,6 +135,7 @@ def check(
 
 def assert_parity(reference: Given, port: Given, inputs: Any, **options: Any) -> Result:
     """Do the same as `check`, and raise ParityFailure with a message to act on when the verdict is not `match`."""
+    __tracebackhide__ = True  # pytest shows the caller's line
     result = check(reference, port, inputs, **options)
     if result.verdict != "match":
         from parity.report.text import failure_message

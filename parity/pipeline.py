@@ -139,7 +139,8 @@ class Compared:
 
 def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) -> Compared:
     """Take two traces through all stages that need no model: constants, pieces, alignment, numbers, excuses, results, gradients."""
-    notes = [f"{trace.manifest.side}: {note}" for trace in (reference, port) for note in trace.manifest.notes]
+    sides = ("reference", reference), ("port", port)
+    notes = [f"{trace.manifest.side or side}: {note}" for side, trace in sides for note in trace.manifest.notes]
     port, pieces = fit_calls(reference, fit_results(reference, port, terms.relax))
     if pieces:
         notes.append(f"{len(pieces)} calls of the port are parts of the reference's, or the reverse: {JOINED}")
@@ -215,7 +216,7 @@ def compare_traces(
         alignment=aligned(seen.rows),
         case=label,
         system=ours.system,
-        command="parity compare REFERENCE PORT --map names.yaml",
+        command="parity align REFERENCE PORT",
     )
 
 

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from parity.commands.options import ERR, OUT, CasesOption, JsonOption, write_results
+from parity.commands.options import (
+    ERR,
+    OUT,
+    BriefOption,
+    CasesOption,
+    HtmlOption,
+    JsonOption,
+    VerboseOption,
+    print_results,
+    write_results,
+)
 from parity.console import check_outputs
 from parity.errors import CaseError
 
@@ -19,17 +29,19 @@ def list_(
         list[str] | None,
         typer.Option("--only", help="One kind alone: cases, faults, variations or goldens (may be repeated)."),
     ] = None,
+    faults: Annotated[bool, typer.Option("--faults", help="The same as --only faults.")] = False,
     cases: CasesOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> int:
-    """List systems, their cases, faults and variations: parity list, parity list wan --only faults."""
+    """List systems, their cases, faults and variations."""
     from parity.case.discovery import list_systems
     from parity.report.listing import KINDS, filter_listing, listing_lines
 
-    unknown = [kind for kind in only or [] if kind not in KINDS]
+    kinds = [*(only or []), *(["faults"] if faults else [])]
+    unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise CaseError(f"--only {unknown[0]}: there are {', '.join(KINDS)}")
-    listing = filter_listing(list_systems(paths=cases), names or [], only or [])
+    listing = filter_listing(list_systems(paths=cases), names or [], kinds)
     if as_json:
         print(json.dumps(listing, indent=1))
         return 0
@@ -68,7 +80,7 @@ def run(
         typer.Option("--zoom", help='List the operations of both sides up to a site ("first": the first divergence).'),
     ] = "",
     as_json: JsonOption = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML reports.")] = None,
+    html: HtmlOption = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Folder for the traces of both sides.")] = None,
     jobs: Annotated[
@@ -78,13 +90,15 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with status 3 where an exception was caught on the way.")
     ] = False,
+    brief: BriefOption = False,
+    verbose: VerboseOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> int:
     """Run both sides of cases and judge the port."""
     from parity.case.discovery import find_systems, refuse_unknown
 
     check_outputs([as_json, junit], [html, save], [weights])
-    refuse_unknown(list(names or []), paths=cases)
+    refuse_unknown(list(names or []), paths=cases, fault=fault, variation=variation)
     from parity.case.jobs import Wanted, choose_jobs
     from parity.session import Options, processes_for, run_jobs
 
@@ -97,15 +111,8 @@ def run(
         console=None if quiet else ERR,
     )
     if not quiet:
-        from parity.report.text import failure_message, summary_table
-
-        OUT.print(summary_table(outcome.results, outcome.not_run))
-        for result in outcome.results:
-            if result.verdict != "match":
-                OUT.print()
-                OUT.print(failure_message(result), markup=False, soft_wrap=True)
-        if html is not None:
-            OUT.print(f"report: {html / 'index.html'}", markup=False, soft_wrap=True)
+        page = html / "index.html" if html is not None else None
+        print_results(outcome.results, outcome.not_run, brief=brief, verbose=verbose, saved=as_json, page=page)
     write_results(outcome.results, as_json)
     if junit is not None:
         from parity.report.junit import write_junit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,42 @@ CasesOption = Annotated[
     list[Path] | None, typer.Option("--cases", help="Cases folder(s) instead of [tool.parity] cases of pyproject.toml.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
+
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Folder for the HTML pages.")]
+BriefOption = Annotated[
+    bool, typer.Option("--brief", help="Answer in at most 40 lines and 2 000 characters, the next command last.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also print all notes, the seconds of each stage, the environments.")
+]
+
+
+def print_results(
+    results: Sequence[Result],
+    not_run: Mapping[str, str] | None = None,
+    *,
+    brief: bool = False,
+    verbose: bool = False,
+    saved: Path | None = None,
+    page: Path | None = None,
+) -> None:
+    """Print the table, the message of each result that is no match, and where the pages are; or all of it in brief."""
+    if brief:
+        from parity.report.brief import brief_results
+
+        OUT.print(brief_results(results, not_run, str(saved or "")), markup=False, soft_wrap=True)
+        return
+    from parity.report.text import details, failure_message, summary_table
+
+    OUT.print(summary_table(results, not_run))
+    for result in results:
+        if result.verdict != "match":
+            OUT.print()
+            OUT.print(failure_message(result), markup=False, soft_wrap=True)
+        if verbose:
+            OUT.print("\n".join(details(result)), markup=False, soft_wrap=True)
+    if page is not None:
+        OUT.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 def write_results(results: list[Result], path: Path | None) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from parity.case.index import check_names
+from parity.case.index import NOTHING, check_names
 
 KINDS = ("cases", "faults", "variations", "goldens")
-NOTHING = 'no cases found: add [tool.parity] cases = ["folder"] to pyproject.toml, or give --cases FOLDER'
 
 
 def filter_listing(

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup parity test test-all gauntlet mutants bench lint format typecheck goldens clean
+.PHONY: help setup parity test test-all gauntlet mutants bench lint format typecheck goldens docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,10 @@ mutants: setup ## bugs that nobody chose, in models that nothing was tuned on; w
 
 goldens: setup ## verify the goldens that are kept in git
 	$(BIN)/parity golden verify fixtures/*/golden/*.safetensors
+
+docs: setup ## the documentation site in build/site; any warning fails
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## cost of capturing and comparing on this machine
 	$(BIN)/parity bench --json reports/bench.json

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parity.commands.options import OUT
+from parity.commands.options import OUT, waiting
 from parity.errors import CaseError, ParityError
 from parity.files import write_text
 
@@ -87,7 +87,8 @@ def _names(made: tuple[Any, Any, Any], file: Path) -> str:
     from parity.api import check
 
     try:
-        result = check(*made, isolate=False)
+        with waiting("both sides once, for the map of names"):
+            result = check(*made, isolate=False)
     except ParityError as error:
         raise CaseError(f"the two models could not be run side by side: {error}") from None
     rules = as_rules(result.alignment)

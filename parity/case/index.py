@@ -18,6 +18,7 @@ from parity.errors import CaseError, ParityError
 from parity.files import write_text
 
 FOLDER = ".parity_cache"
+HARNESS = Path(__file__).resolve().parents[1]
 NOTHING = 'no cases found: parity init makes one; or add [tool.parity] cases = ["folder"] to pyproject.toml, or give --cases FOLDER'
 DATA = {".yaml", ".yml", ".toml"}
 Listing = dict[str, dict[str, Any]]
@@ -124,5 +125,7 @@ def _read_files(root: Path) -> Iterable[Path]:
         if path is None or not path.is_relative_to(root) or not path.is_file():
             continue
         parts = path.relative_to(root).parts
+        if path.is_relative_to(HARNESS) and not path.is_relative_to(HARNESS / "case"):
+            continue  # the harness runs what is named, and names nothing
         if "site-packages" not in parts and not any(part.startswith(".") for part in parts):
             yield path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from parity.commands.options import (
     HtmlOption,
     JsonOption,
     VerboseOption,
+    complete_case,
+    complete_fault,
     print_results,
     write_results,
 )
@@ -24,7 +27,10 @@ from parity.errors import CaseError
 
 
 def list_(
-    names: Annotated[list[str] | None, typer.Argument(metavar="SYSTEM...", help="Systems (default: all).")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SYSTEM...", help="Systems (default: all).", autocompletion=complete_case),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", help="One kind alone: cases, faults, variations or goldens (may be repeated)."),
@@ -32,6 +38,7 @@ def list_(
     faults: Annotated[bool, typer.Option("--faults", help="The same as --only faults.")] = False,
     cases: CasesOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    brief: BriefOption = False,
 ) -> int:
     """List systems, their cases, faults and variations."""
     from parity.case.discovery import list_systems
@@ -45,6 +52,13 @@ def list_(
     if as_json:
         print(json.dumps(listing, indent=1))
         return 0
+    if brief:
+        from parity.report.brief import fitted
+        from parity.report.listing import brief_listing
+
+        following = f"parity run {next(iter(listing), 'SYSTEM')} --brief" if listing else "parity init"
+        OUT.print(fitted(brief_listing(listing), following), markup=False, soft_wrap=True)
+        return 0
     for line in listing_lines(listing):
         OUT.print(line, markup=False, soft_wrap=True)
     return 0
@@ -52,9 +66,14 @@ def list_(
 
 def run(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="CASE...", help="system or system/case; everything when left out.")
+        list[str] | None,
+        typer.Argument(
+            metavar="CASE...", help="system or system/case; everything when left out.", autocompletion=complete_case
+        ),
     ] = None,
-    fault: Annotated[str | None, typer.Option("--fault", help="Switch a fault of the port on.")] = None,
+    fault: Annotated[
+        str | None, typer.Option("--fault", help="Switch a fault of the port on.", autocompletion=complete_fault)
+    ] = None,
     variation: Annotated[
         str | None, typer.Option("--variation", help="Apply a change that a right port may make.")
     ] = None,
@@ -112,7 +131,8 @@ def run(
     )
     if not quiet:
         page = html / "index.html" if html is not None else None
-        print_results(outcome.results, outcome.not_run, brief=brief, verbose=verbose, saved=as_json, page=page)
+        told = outcome.results if zoom else [replace(r, operations=()) for r in outcome.results]
+        print_results(told, outcome.not_run, brief=brief, verbose=verbose, saved=as_json, page=page)
     write_results(outcome.results, as_json)
     if junit is not None:
         from parity.report.junit import write_junit

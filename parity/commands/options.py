@@ -32,6 +32,30 @@ VerboseOption = Annotated[
 ]
 
 
+def complete_case(incomplete: str) -> list[str]:
+    """Complete a system or a case, from the names that were kept from last time."""
+    listing = _kept_names()
+    known = [*listing, *(case["name"] for system in listing.values() for case in system["cases"])]
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def complete_fault(incomplete: str) -> list[str]:
+    """Complete the name of a fault of any system."""
+    faults = [fault["name"] for system in _kept_names().values() for fault in system["faults"]]
+    return [name for name in faults if name.startswith(incomplete)]
+
+
+def _kept_names() -> dict[str, dict[str, Any]]:
+    from parity.case.discovery import case_files
+    from parity.case.index import kept_listing
+    from parity.errors import ParityError
+
+    try:
+        return kept_listing(*case_files()) or {}
+    except ParityError:  # a shell that asks for a completion wants no message
+        return {}
+
+
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Show on a terminal that work goes on, and since when."""

@@ -89,16 +89,18 @@ def following(result: Result, saved: str = "") -> str:
 
 def _after(result: Result) -> str:
     patch = next((cause.patch for cause in result.causes if cause.patch), None)
-    if patch and patch.partition(" ")[0]:
+    if patch:
         return f"edit {patch.partition(': ')[0]}, then {_plain_command(result)}"
-    return result.command or "parity list --brief"
+    command, zoom, _ = result.command.partition(" --zoom")
+    if zoom and not result.operations and command.startswith("parity "):
+        return f"{command} --zoom first --brief"
+    return _plain_command(result) or "parity list --brief"
 
 
 def _plain_command(result: Result) -> str:
     """Return the command of a result without what zooms and draws."""
-    return (
-        f"{result.command.partition(' --zoom')[0]} --brief" if result.command.startswith("parity ") else result.command
-    )
+    command = result.command.partition(" --zoom")[0]
+    return f"{command} --brief" if command.startswith("parity ") else result.command
 
 
 def _where(result: Result) -> str:

@@ -104,3 +104,32 @@ def test_the_site_has_every_page():
     for page in ("tutorial.md", "cases.md", *(f"howto/{p.name}" for p in (ROOT / "docs" / "howto").glob("*.md"))):
         assert f": {page}" in listed
         assert Path(ROOT / "docs" / page).is_file()
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """Every command line of parity in a block of a page: (page, line)."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        (page.name, line.removeprefix("$ ").partition("  #")[0].strip())
+        for page in pages
+        if page.name not in ("LOG.md", "GAUNTLET.md", "PERFORMANCE.md")
+        for block in re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        for line in block.splitlines()
+        if re.match(r"(\$ )?parity [a-z]", line)
+    ]
+
+
+def test_every_command_of_every_page_takes_its_options():
+    from typer.testing import CliRunner
+
+    runner, wrong, known = CliRunner(), [], {}
+    lines = [(page, line) for page, line in command_lines() if line.split()[1] in cli.COMMANDS]
+    assert len({line.split()[1] for _, line in lines}) >= 8
+    for page, line in lines:
+        name = line.split()[1]
+        if name not in known:
+            said = runner.invoke(cli.app, [name, "--help"]).output
+            known[name] = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", said.partition("Examples:")[0]))
+        options = {word.partition("=")[0] for word in line.split(" -- ")[0].split() if re.match(r"--?[a-z]", word)}
+        wrong += [(page, line, option) for option in options - known[name]]
+    assert wrong == []

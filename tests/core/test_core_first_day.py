@@ -18,6 +18,7 @@ import parity
 from parity import cli
 from parity.__main__ import main
 from parity.api import diagnose_tensors
+from parity.commands.options import complete_case, complete_fault
 from parity.errors import ParityError
 from parity.run.side import Runs
 from parity.session import _save as save
@@ -225,6 +226,8 @@ def test_an_unknown_fault_is_refused_before_anything_is_imported(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert "fault wide_eps" in command("list tiny --faults")[1]
+    assert complete_case("tiny/") == ["tiny/one", "tiny/two"]
+    assert complete_fault("wide") == ["wide_eps"]
     monkeypatch.setattr("parity.case.discovery.load_system", None)
     status, _, err = command("run tiny --fault wide_epx")
     assert status == 2

@@ -162,11 +162,11 @@ def _first(first: Divergence) -> list[str]:
 def _culprits(result: Result) -> list[str]:
     lines: list[str] = []
     if result.culprit is not None:
-        lines += _field("culprit", culprit_text(result.culprit, 80), 2)
+        lines += _field("culprit", culprit_text(result.culprit, 80), 4)
         if result.culprit.code:
             lines += _field("", f"> {clean(result.culprit.code)}", 1)
         if result.culprit.detail:
-            lines += _field("", clean(result.culprit.detail), 1)
+            lines += _field("", clean(result.culprit.detail), 2)
     others = [c.module for c in result.culprits if result.culprit is None or c.module != result.culprit.module]
     if others:
         lines += _field("", f"independent culprits besides: {some(others, 3)}", 2)

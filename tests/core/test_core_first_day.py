@@ -20,6 +20,7 @@ from parity.__main__ import main
 from parity.api import diagnose_tensors
 from parity.commands.options import complete_case, complete_fault
 from parity.errors import ParityError
+from parity.result import Coverage, Culprit, Divergence, Result
 from parity.run.side import Runs
 from parity.session import _save as save
 
@@ -266,3 +267,13 @@ def test_a_slim_install_says_what_it_lacks(monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match=r"parity: typer is not installed: pip install 'parity\[all\]'"):
         main()
+
+
+def test_a_place_is_never_cut():
+    """However long its operation and its path are: what the message says can be opened."""
+    source = f"{'deep/' * 30}model.py:1234"
+    culprit = Culprit("m" * 300, f"mul({'f32[1,2], ' * 30})", source, "return x")
+    first = Divergence("m", {}, "activation", "rel_l2", 1.0, 1e-6)
+    text = Result("diverged", first, culprit, (), Coverage(1, 1, 1)).text()
+    assert source in "".join(line.strip() for line in text.splitlines())
+    assert max(map(len, text.splitlines())) <= 120

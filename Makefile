@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup parity test test-all fuzz gauntlet mutants bench lint format typecheck goldens clean
+.PHONY: help setup parity test test-all fuzz gauntlet mutants bench lint format typecheck goldens docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "parity needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[systems,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,systems,dev]'
 	@touch $@
 
 parity: setup ## run every case of every system; table and reports/index.html
@@ -39,6 +39,10 @@ mutants: setup ## bugs that nobody chose, in models that nothing was tuned on; w
 
 goldens: setup ## verify the goldens that are kept in git
 	$(BIN)/parity golden verify fixtures/*/golden/*.safetensors
+
+docs: setup ## the documentation site in build/site; any warning fails
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## cost of capturing and comparing on this machine
 	$(BIN)/parity bench --json reports/bench.json

@@ -14,12 +14,16 @@ from parity.align.gradients import with_parameter_rules, without_gradients
 from parity.align.inference import Inferred, infer_names
 from parity.align.listed import aligned
 from parity.align.trials import SAME
+from parity.boundary.arguments import function, limit, number, share, text
+from parity.boundary.arguments import names as names_of
 from parity.boundary.arrays import read_npy
-from parity.boundary.text import reason
+from parity.boundary.text import one_line, reason
 from parity.capture.probes import Probe
 from parity.case import Case, Rounded, Setting
+from parity.case.index import did_you_mean
 from parity.compare.floors import FIXED, Floors, is_low_precision
 from parity.compare.foreign import floors_in
+from parity.compare.plain import idle_rules, refuse_unfit_records
 from parity.compare.returned import known_rules
 from parity.diagnose import diagnose as _diagnose
 from parity.diagnose.evidence import Evidence
@@ -30,7 +34,7 @@ from parity.run.backward import with_backward
 from parity.run.double import run_double
 from parity.run.given import Arguments, Given, as_model, dtype_of, module_of, pair_of_inputs, side_of
 from parity.run.side import grafting, run_side
-from parity.trace import Trace
+from parity.trace import KINDS, Trace
 from parity.trace.names import NameMap, load_names, parse_names
 
 __all__ = ["assert_parity", "check", "compare", "diagnose_tensors", "find_nonfinite", "load_tensor"]
@@ -81,16 +85,19 @@ def check(
     ):  # computed from nothing: there is no judging by it, and no reason to stop a suite
         note = "floor: nan is no tolerance: give a finite number, 0 or larger"
         return Result("incomparable", None, None, (), Coverage(0, 0, 0), notes=(note,), case=label, system="check")
-    fixed = None if floor == "auto" else _limit("floor", _number(floor))
+    text("label", label), text("zoom", zoom)
+    for name, given in (("probes", probes), ("port_probes", port_probes)):
+        function(name, given, "a function that takes the model and returns a list of probes")
+    fixed = None if floor == "auto" else limit("floor", number("floor", floor))
     if allow_unaligned is not None:
-        _share("allow_unaligned", allow_unaligned)
+        share("allow_unaligned", allow_unaligned)
     reference, port = as_model("reference", reference), as_model("port", port)
     left, right = pair_of_inputs(reference, port, inputs, port_inputs)
     dtypes = dtype_of(reference), dtype_of(port)
-    excused = dict.fromkeys(relax, "as asked for")
+    excused = dict.fromkeys(names_of("relax", relax), "as asked for")
     if dtypes[0] != dtypes[1]:
         excused |= {"dtype": f"the weights are {dtypes[0]} (reference), {dtypes[1]} (port)".replace("torch.", "")}
-    ours = Arguments(left)
+    ours, given_names = Arguments(left), _names(names)
     case = Case(
         system="check",
         name=label,
@@ -98,7 +105,7 @@ def check(
         reference=side_of(reference, ours, probes),
         port=side_of(port, ours if right is left else Arguments(right), port_probes or probes),
         inputs=lambda setting: None,
-        names=_names(names),
+        names=given_names,
         allow_dtypes={".*": "two models given as they are: their dtypes are their own"},
         relax=known_rules(excused),
     )
@@ -110,7 +117,7 @@ def check(
         allow_unaligned = 1.0
     if backward:
         case = replace(case, names=with_parameter_rules(case.names, module_of(reference), module_of(port)))
-    result, _ = run_case(
+    result, runs = run_case(
         case,
         setting,
         isolate=isolate,
@@ -123,11 +130,13 @@ def check(
         f"parity.assert_parity(..., zoom={result.first.site if result.first else 'first'!r}) lists the operations there"
     )
     pairs = aligned(result.rows, inferred.wrong)
-    return replace(result, case=label, command=command, notes=(*inferred.notes, *result.notes), alignment=pairs)
+    notes = (*inferred.notes, *idle_rules(given_names, runs.reference, runs.port), *result.notes)
+    return replace(result, case=label, command=command, notes=notes, alignment=pairs)
 
 
 def assert_parity(reference: Given, port: Given, inputs: Any, **options: Any) -> Result:
     """Do the same as `check`, and raise ParityFailure with a message to act on when the verdict is not `match`."""
+    __tracebackhide__ = True  # pytest shows the caller's line
     result = check(reference, port, inputs, **options)
     if result.verdict != "match":
         from parity.report.text import failure_message
@@ -137,10 +146,10 @@ def assert_parity(reference: Given, port: Given, inputs: Any, **options: Any) ->
 
 
 def compare(
-    reference: Trace,
-    port: Trace,
+    reference: Trace | str | Path,
+    port: Trace | str | Path,
     *,
-    names: NameMap | None = None,
+    names: Names = None,
     rtol: float | None = None,
     atol: float = 0.0,
     allow_unaligned: float | None = None,
@@ -148,10 +157,10 @@ def compare(
     relax: Sequence[str] = (),
     label: str = "compare",
 ) -> Result:
-    """Compare two traces that were made anywhere.
+    """Compare two traces that were made anywhere, given as they are or by their paths.
 
     Floors that a trace carries count. Without them the precision is read off the values and the first divergence is the onset: a jump over the noise before it.
-    rtol, atol: tolerances instead. names: a name map; it is meant as it says. Without one every pair is a hypothesis that later values may veto.
+    rtol, atol: tolerances instead. names: a name map (rules, or a YAML file); it is meant as it says. Without one every pair is a hypothesis that later values may veto.
     allow_unaligned: share of the reference's sites that may stay without a partner; half of them when not given, and any where the results agree.
 
     Raises TraceError when a trace holds nothing.
@@ -159,15 +168,13 @@ def compare(
     from parity.pipeline import Terms, compare_traces
 
     if rtol is not None:
-        _limit("rtol", rtol)
-    _limit("atol", atol)
+        limit("rtol", rtol)
+    limit("atol", atol)
     if allow_unaligned is not None:
-        _share("allow_unaligned", allow_unaligned)
-    for side, trace in (("reference", reference), ("port", port)):
-        if not len(trace):
-            raise TraceError(f"the {side} trace holds no record")
-    excused = known_rules(dict.fromkeys(relax, "as asked for"))
-    terms = Terms(names, relax=excused, by_value=by_value)
+        share("allow_unaligned", allow_unaligned)
+    reference, port = _trace("reference", reference), _trace("port", port)
+    excused = known_rules(dict.fromkeys(names_of("relax", relax), "as asked for"))
+    terms = Terms(None if names is None else _names(names), relax=excused, by_value=by_value)
     floors = Floors(fixed=rtol, absolute=atol) if rtol is not None or atol else floors_in(reference, port)
     return compare_traces(reference, port, terms, floors, allow_unaligned, label)
 
@@ -197,7 +204,11 @@ def capture_with_floors(
 
 
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
-    """Compare two tensors and test every hypothesis on them."""
+    """Compare two tensors and test every hypothesis on them. kind: what they are, a name of `parity.trace.KINDS`."""
+    if kind not in KINDS:
+        raise CaseError(
+            f"unknown kind {one_line(repr(kind), 40)}; there are: {', '.join(KINDS)}{did_you_mean(str(kind), KINDS)}"
+        )
     from parity.compare.measure import relative_l2, worst
     from parity.compare.plain import same_numbers
     from parity.diagnose.locality import describe
@@ -249,25 +260,19 @@ def load_tensor(text: str) -> Tensor:
 # -- pieces -----------------------------------------------------------------------------------------------------------
 
 
-def _share(name: str, value: float) -> float:
-    """Return a share. Raises CaseError for what is none."""
-    if not 0.0 <= value <= 1.0:
-        raise CaseError(f"{name}: {value} is no share from 0 to 1")
-    return float(value)
+def _trace(side: str, given: Trace | str | Path) -> Trace:
+    """Return a trace, read where it is given by its path. Raises TraceError for what is none, or holds nothing."""
+    from parity.trace.store import load_trace
 
-
-def _limit(name: str, value: float) -> float:
-    """Return a tolerance. Raises CaseError for what limits nothing."""
-    if not 0.0 <= value < float("inf"):
-        raise CaseError(f"{name}: {value} is no tolerance: give a finite number, 0 or larger")
-    return float(value)
-
-
-def _number(floor: str | float) -> float:
-    try:
-        return float(floor)
-    except ValueError:
-        raise CaseError(f'floor: {floor!r} is neither "auto" nor a number') from None
+    if isinstance(given, (str, Path)):
+        given = load_trace(Path(given))
+    if not isinstance(given, Trace):
+        raise TraceError(
+            f"the {side} is a {type(given).__name__}: give a trace or its path (parity.check takes models)"
+        )
+    if not len(given):
+        raise TraceError(f"the {side} trace holds no record")
+    return given
 
 
 def _names(names: Names) -> NameMap:
@@ -289,6 +294,7 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
     except SideError:
         upcast, tolerance = False, NEAR
         reference, port = (run_side(case, which, setting) for which in ("reference", "port"))
+    refuse_unfit_records(port.trace)
 
     graft = grafting(reference.trace)
 

@@ -9,12 +9,13 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
 
 import typer
 
-from parity.commands import cases, measuring, traces, values
-from parity.commands.options import ERR, OUT
+from parity.commands import cases, checking, measuring, scaffold, serving, traces, values
+from parity.commands.common import TracebackOption, VersionOption, with_common
+from parity.commands.examples import SHOWN, epilog
+from parity.commands.options import ERR
 from parity.console import silence, status_of
 
 app = typer.Typer(
@@ -30,6 +31,9 @@ golden_app = typer.Typer(no_args_is_help=True, help="Golden files: tensors recor
 COMMANDS: dict[str, Callable[..., int]] = {
     "list": cases.list_,
     "run": cases.run,
+    "check": checking.check,
+    "explain": checking.explain,
+    "init": scaffold.init,
     "capture": traces.capture,
     "align": traces.align,
     "compare": traces.compare,
@@ -42,30 +46,23 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "mutants": measuring.mutants,
     "bench": measuring.bench,
     "doctor": measuring.doctor,
+    "mcp": serving.mcp,
 }
+
+
+def _add(home: typer.Typer, name: str, command: Callable[..., int]) -> None:
+    home.command(name, epilog=epilog(name))(with_common(command, SHOWN[name].following))
+
+
 for name, command in COMMANDS.items():
-    app.command(name)(command)
-golden_app.command("verify")(measuring.golden_verify)
+    _add(app, name, command)
+_add(golden_app, "verify", measuring.golden_verify)
 app.add_typer(golden_app, name="golden")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from parity import __version__
-
-        OUT.print(f"parity {__version__}", markup=False)
-        raise typer.Exit
-
-
 @app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an unexpected error was raised.")] = False,
-) -> None:
-    if traceback:
-        os.environ["PARITY_DEBUG"] = "1"
+def common(version: VersionOption = False, traceback: TracebackOption = False) -> None:
+    """Take the options that may also stand before the command."""
 
 
 @functools.cache
@@ -75,6 +72,7 @@ def _command() -> Callable[..., object]:
 
 def main() -> None:
     """Run the command line; turn every user error into one line and a status."""
+    os.environ.pop("PARITY_DEBUG", None)
     try:
         status = _command()(standalone_mode=False)
     except typer.Exit as stop:

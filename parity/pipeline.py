@@ -48,6 +48,7 @@ from parity.diagnose.gather import evidence_of
 from parity.errors import SideError, caught, collecting
 from parity.locate.conclude import EMPTY, conclude
 from parity.locate.isolation import isolate_sites, of_held
+from parity.locate.listing import refuse_unknown_site
 from parity.result import Coverage, Culprit, Divergence, Result, Row
 from parity.run.double import run_double, with_held
 from parity.run.side import Runs, grafting, reseating, run_side
@@ -138,7 +139,8 @@ class Compared:
 
 def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) -> Compared:
     """Take two traces through all stages that need no model: constants, pieces, alignment, numbers, excuses, results, gradients."""
-    notes = [f"{trace.manifest.side}: {note}" for trace in (reference, port) for note in trace.manifest.notes]
+    sides = ("reference", reference), ("port", port)
+    notes = [f"{trace.manifest.side or side}: {note}" for side, trace in sides for note in trace.manifest.notes]
     port, pieces = fit_calls(reference, fit_results(reference, port, terms.relax))
     if pieces:
         notes.append(f"{len(pieces)} calls of the port are parts of the reference's, or the reverse: {JOINED}")
@@ -214,7 +216,7 @@ def compare_traces(
         alignment=aligned(seen.rows),
         case=label,
         system=ours.system,
-        command="parity compare REFERENCE PORT --map names.yaml",
+        command="parity align REFERENCE PORT",
     )
 
 
@@ -272,6 +274,7 @@ def _run_case(
     case = with_held(case, "reference", {**prepared.held, **case.reference.held})
     prepared = prepared.with_noise(case.noise)
     reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
+    refuse_unknown_site(zoom, reference.sites())
     with _timed(seconds, "port", say):
         run = run_side(case, "port", setting, inject=inject, override=reseating(case, reference), weights=True)
         port = run.trace

@@ -64,13 +64,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give `parity_case` one value for each case that the marker names."""
-    if "parity_case" not in metafunc.fixturenames:
-        return
-    from parity.case.discovery import choose_cases, find_systems
+    from parity.errors import CaseError
 
     marker = metafunc.definition.get_closest_marker("parity")
+    if "parity_case" not in metafunc.fixturenames:
+        if marker is not None:
+            raise CaseError(
+                f"{metafunc.function.__name__} is marked parity but takes no parity_case: no case would run"
+            )
+        return
+    from parity.case.discovery import choose_cases, find_systems
+    from parity.case.index import NOTHING
+
     names = [str(a) for a in marker.args] if marker else []
     cases = choose_cases(find_systems(metafunc.config.rootpath, names=names), names)
+    if not cases:
+        raise CaseError(f"{metafunc.function.__name__} asks for parity cases, and {NOTHING}")
     metafunc.parametrize("parity_case", cases, ids=[case.label for case in cases])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from parity.case.jobs import Job
 from parity.errors import SideError
@@ -22,6 +31,8 @@ from parity.result import Result
 from parity.run.side import Runs
 
 LONGEST = 110  # characters of a page's name
+MUCH = 200_000_000  # bytes of saved traces that are worth a warning
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -218,6 +229,7 @@ def _progress(console: Console | None) -> Progress | None:
         BarColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, transient=True)
 
@@ -231,7 +243,10 @@ def _command(job: Job) -> str:
 def _save(runs: Runs, folder: Path) -> None:
     from parity.trace.store import write_trace
 
-    for name in ("reference", "port", "precise", "isolated", "free"):
-        trace = getattr(runs, name)
+    traces = {name: getattr(runs, name) for name in ("reference", "port", "precise", "isolated", "free")}
+    size = sum(record.nbytes for trace in traces.values() if trace is not None for record in trace)
+    if size > MUCH:
+        _log.warning("parity: --save writes %.0f MB into %s", size / 1e6, folder)
+    for name, trace in traces.items():
         if trace is not None:
             write_trace(trace, folder / name)

@@ -29,6 +29,7 @@ from parity.result import format_key
 from parity.trace import Manifest, Record, Trace
 from parity.trace.fingerprint import digest, sketch, stats
 from parity.trace.names import NameMap, Target
+from parity.trace.rules import UNFIT
 
 Override = Callable[[str, Mapping[str, int], Tensor], Tensor | None]
 _MOST_NOTES = 40
@@ -185,7 +186,7 @@ class Recorder:
         try:
             seen = target.to_reference(value)
         except Exception:  # the pattern does not fit this value: record it as it is and let the shapes speak
-            seen, layout = value, f"{target.layout} (does not fit)"
+            seen, layout = value, f"{target.layout}{UNFIT}"
         coords = self._coords(target.site) if where is None else dict(where)
         keep = self.keep(target.site, coords)
         with self._pause():

@@ -12,7 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parity.case.index import Listing, check_names, describe_system, did_you_mean, keep_listing, kept_listing
+from parity.case.index import (
+    Listing,
+    check_names,
+    check_switch,
+    describe_system,
+    keep_listing,
+    kept_listing,
+    unknown_system,
+)
 from parity.errors import CaseError
 
 if TYPE_CHECKING:
@@ -51,11 +59,19 @@ def find_systems(
     return found
 
 
-def refuse_unknown(names: list[str], project: Path | None = None, paths: list[Path] | None = None) -> None:
-    """Raise CaseError for an unknown `system` or `system/case`, where what there is was kept from last time; imports nothing."""
+def refuse_unknown(
+    names: list[str],
+    project: Path | None = None,
+    paths: list[Path] | None = None,
+    fault: str | None = None,
+    variation: str | None = None,
+) -> None:
+    """Raise CaseError for a `system`, `system/case`, fault or variation that is unknown, where what there is was kept; imports nothing."""
     listing = kept_listing(*case_files(project, paths))
     if listing is not None:
         check_names(listing, names)
+        check_switch(listing, names, "fault", fault)
+        check_switch(listing, names, "variation", variation)
 
 
 def list_systems(project: Path | None = None, paths: list[Path] | None = None) -> Listing:
@@ -139,9 +155,7 @@ def choose_cases(systems: dict[str, System], names: list[str]) -> list[Case]:
 def get_system(systems: dict[str, System], name: str) -> System:
     """Return a system by name, or raise CaseError with the names there are."""
     if name not in systems:
-        raise CaseError(
-            f"unknown system or case '{name}'; there are: {', '.join(sorted(systems)) or 'none'}{did_you_mean(name, systems)} (see parity list)"
-        )
+        raise CaseError(unknown_system(name, systems))
     return systems[name]
 
 

@@ -18,6 +18,8 @@ from parity.errors import CaseError, ParityError
 from parity.files import write_text
 
 FOLDER = ".parity_cache"
+HARNESS = Path(__file__).resolve().parents[1]
+NOTHING = 'no cases found: parity init makes one; or add [tool.parity] cases = ["folder"] to pyproject.toml, or give --cases FOLDER'
 DATA = {".yaml", ".yml", ".toml"}
 Listing = dict[str, dict[str, Any]]
 
@@ -65,15 +67,34 @@ def check_names(listing: Listing, names: Iterable[str]) -> None:
     for name in names:
         system, _, case = name.partition("/")
         if system not in listing:
-            raise CaseError(
-                f"unknown system or case '{name}'; there are: {', '.join(sorted(listing)) or 'none'}"
-                f"{did_you_mean(system, listing)} (see parity list)"
-            )
+            raise CaseError(unknown_system(name, listing))
         cases = [c["name"].partition("/")[2] for c in listing[system]["cases"]]
         if case and case not in cases:
             raise CaseError(
                 f"system {system} has no case '{case}'; there are: {', '.join(cases)}{did_you_mean(case, cases)}"
             )
+
+
+def unknown_system(name: str, there: Iterable[str]) -> str:
+    """Return what is said of a system or a case that is not there: what there is, or how to have some."""
+    known = sorted(there)
+    if not known:
+        return f"unknown system or case '{name}'; there are: none. {NOTHING}"
+    meant = did_you_mean(name.partition("/")[0], known)
+    return f"unknown system or case '{name}'; there are: {', '.join(known)}{meant} (see parity list)"
+
+
+def check_switch(listing: Listing, names: Iterable[str], kind: str, wanted: str | None) -> None:
+    """Raise CaseError for a fault or a variation that the one system named has not. kind: "fault" or "variation"."""
+    systems = {name.partition("/")[0] for name in names}
+    if wanted is None or len(systems) != 1:
+        return
+    (system,) = systems
+    there = [item["name"] for item in listing[system][f"{kind}s"]]
+    if wanted not in there:
+        raise CaseError(
+            f"system {system} has no {kind} '{wanted}'{did_you_mean(wanted, there)} (see parity list {system})"
+        )
 
 
 def did_you_mean(name: str, there: Iterable[str]) -> str:
@@ -104,5 +125,7 @@ def _read_files(root: Path) -> Iterable[Path]:
         if path is None or not path.is_relative_to(root) or not path.is_file():
             continue
         parts = path.relative_to(root).parts
+        if path.is_relative_to(HARNESS) and not path.is_relative_to(HARNESS / "case"):
+            continue  # the harness runs what is named, and names nothing
         if "site-packages" not in parts and not any(part.startswith(".") for part in parts):
             yield path

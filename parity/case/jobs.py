@@ -11,7 +11,7 @@ import torch
 from parity.boundary.device import check_device
 from parity.case.case import Case, Fault, Setting, System, Variation
 from parity.case.discovery import choose_cases, get_system
-from parity.case.index import did_you_mean
+from parity.case.index import NOTHING, did_you_mean
 from parity.errors import CaseError
 
 DTYPES = {
@@ -76,7 +76,7 @@ def choose_jobs(systems: Mapping[str, System], wanted: Wanted) -> list[Job]:
         return [_switched(there, wanted)]
     jobs = [Job(case, wanted.setting(case)) for case in choose_cases(there, wanted.names)]
     if not jobs:
-        raise CaseError("no cases to run (see parity list)")
+        raise CaseError(NOTHING)
     return jobs
 
 

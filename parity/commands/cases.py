@@ -9,30 +9,55 @@ from typing import Annotated
 
 import typer
 
-from parity.commands.options import ERR, OUT, CasesOption, JsonOption, write_results
+from parity.commands.options import (
+    ERR,
+    OUT,
+    BriefOption,
+    CasesOption,
+    HtmlOption,
+    JsonOption,
+    VerboseOption,
+    complete_case,
+    complete_fault,
+    print_results,
+    write_results,
+)
 from parity.console import check_outputs
 from parity.errors import CaseError
 
 
 def list_(
-    names: Annotated[list[str] | None, typer.Argument(metavar="SYSTEM...", help="Systems (default: all).")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SYSTEM...", help="Systems (default: all).", autocompletion=complete_case),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", help="One kind alone: cases, faults, variations or goldens (may be repeated)."),
     ] = None,
+    faults: Annotated[bool, typer.Option("--faults", help="The same as --only faults.")] = False,
     cases: CasesOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    brief: BriefOption = False,
 ) -> int:
-    """List systems, their cases, faults and variations: parity list, parity list wan --only faults."""
+    """List systems, their cases, faults and variations."""
     from parity.case.discovery import list_systems
     from parity.report.listing import KINDS, filter_listing, listing_lines
 
-    unknown = [kind for kind in only or [] if kind not in KINDS]
+    kinds = [*(only or []), *(["faults"] if faults else [])]
+    unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise CaseError(f"--only {unknown[0]}: there are {', '.join(KINDS)}")
-    listing = filter_listing(list_systems(paths=cases), names or [], only or [])
+    listing = filter_listing(list_systems(paths=cases), names or [], kinds)
     if as_json:
         print(json.dumps(listing, indent=1))
+        return 0
+    if brief:
+        from parity.report.brief import fitted
+        from parity.report.listing import brief_listing
+
+        following = f"parity run {next(iter(listing), 'SYSTEM')} --brief" if listing else "parity init"
+        OUT.print(fitted(brief_listing(listing), following), markup=False, soft_wrap=True)
         return 0
     for line in listing_lines(listing):
         OUT.print(line, markup=False, soft_wrap=True)
@@ -41,9 +66,14 @@ def list_(
 
 def run(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="CASE...", help="system or system/case; everything when left out.")
+        list[str] | None,
+        typer.Argument(
+            metavar="CASE...", help="system or system/case; everything when left out.", autocompletion=complete_case
+        ),
     ] = None,
-    fault: Annotated[str | None, typer.Option("--fault", help="Switch a fault of the port on.")] = None,
+    fault: Annotated[
+        str | None, typer.Option("--fault", help="Switch a fault of the port on.", autocompletion=complete_fault)
+    ] = None,
     variation: Annotated[
         str | None, typer.Option("--variation", help="Apply a change that a right port may make.")
     ] = None,
@@ -69,7 +99,7 @@ def run(
         typer.Option("--zoom", help='List the operations of both sides up to a site ("first": the first divergence).'),
     ] = "",
     as_json: JsonOption = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML reports.")] = None,
+    html: HtmlOption = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Folder for the traces of both sides.")] = None,
     jobs: Annotated[
@@ -79,13 +109,15 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with status 3 where an exception was caught on the way.")
     ] = False,
+    brief: BriefOption = False,
+    verbose: VerboseOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> int:
     """Run both sides of cases and judge the port."""
     from parity.case.discovery import find_systems, refuse_unknown
 
     check_outputs([as_json, junit], [html, save], [weights])
-    refuse_unknown(list(names or []), paths=cases)
+    refuse_unknown(list(names or []), paths=cases, fault=fault, variation=variation)
     from parity.case.jobs import Wanted, choose_jobs
     from parity.session import Options, processes_for, run_jobs
 
@@ -98,16 +130,9 @@ def run(
         console=None if quiet else ERR,
     )
     if not quiet:
-        from parity.report.text import failure_message, summary_table
-
-        OUT.print(summary_table(outcome.results, outcome.not_run))
-        for result in outcome.results:
-            if result.verdict != "match":
-                OUT.print()
-                told = result if zoom else replace(result, operations=())
-                OUT.print(failure_message(told), markup=False, soft_wrap=True)
-        if html is not None:
-            OUT.print(f"report: {html / 'index.html'}", markup=False, soft_wrap=True)
+        page = html / "index.html" if html is not None else None
+        told = outcome.results if zoom else [replace(r, operations=()) for r in outcome.results]
+        print_results(told, outcome.not_run, brief=brief, verbose=verbose, saved=as_json, page=page)
     write_results(outcome.results, as_json)
     if junit is not None:
         from parity.report.junit import write_junit

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from parity.commands.options import OUT, JsonOption, write_results
+from parity.commands.options import (
+    OUT,
+    BriefOption,
+    HtmlOption,
+    JsonOption,
+    VerboseOption,
+    print_results,
+    write_results,
+)
 from parity.console import check_outputs
 
 
@@ -88,19 +99,21 @@ def compare(
     ] = None,
     by_value: Annotated[bool, typer.Option("--by-value/--by-name", help="Match what names do not by values.")] = True,
     as_json: JsonOption = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Folder for the HTML report.")] = None,
+    html: HtmlOption = None,
+    brief: BriefOption = False,
+    verbose: VerboseOption = False,
 ) -> int:
     """Compare two traces, from any two machines."""
     from parity.api import compare as compare_traces
-    from parity.report.text import failure_message, summary_table
     from parity.trace.names import load_names
     from parity.trace.store import load_trace
 
     check_outputs([as_json], [html], [reference, port, names])
-    ours, theirs = load_trace(reference), load_trace(port)
+    start = time.perf_counter()
+    traces = load_trace(reference), load_trace(port)
+    read = time.perf_counter()
     result = compare_traces(
-        ours,
-        theirs,
+        *traces,
         names=load_names(names) if names else None,
         rtol=rtol,
         atol=atol,
@@ -108,17 +121,19 @@ def compare(
         by_value=by_value,
         label=f"{reference} vs {port}",
     )
-    OUT.print(summary_table([result]))
-    if result.verdict != "match":
-        OUT.print(failure_message(result), markup=False, soft_wrap=True)
+    seconds = {"read": read - start, "compare": time.perf_counter() - read}
+    result = replace(result, seconds=seconds, command=f"parity align {shlex.join([str(reference), str(port)])}")
     write_results([result], as_json)
+    page = None
     if html is not None:
         from parity.report.media import Media
         from parity.report.values import value_views
-        from parity.session import write_reports
+        from parity.session import write_one, write_reports
 
-        media = Media(values=value_views(result.rows, result.divergences, ours, theirs))
-        OUT.print(f"report: {write_reports([(result, media)], html)}", markup=False, soft_wrap=True)
+        media = Media(values=value_views(result.rows, result.divergences, *traces))
+        result = write_one(result, media, html)
+        page = write_reports([(result, media)], html)
+    print_results([result], brief=brief, verbose=verbose, saved=as_json, page=page)
     return result.exit_status
 
 

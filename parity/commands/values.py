@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from parity.commands.options import OUT, CasesOption, JsonOption, write_json, write_results
+from parity.commands.options import (
+    OUT,
+    BriefOption,
+    CasesOption,
+    HtmlOption,
+    JsonOption,
+    print_results,
+    write_json,
+    write_results,
+)
 from parity.console import check_outputs
 
 
@@ -18,19 +27,18 @@ def diagnose(
         str, typer.Option("--kind", help="What it is: activation, rope, kv, mask, schedule, latent, frame, weight.")
     ] = "activation",
     as_json: JsonOption = None,
+    brief: BriefOption = False,
 ) -> int:
     """Test the hypotheses on two saved tensors."""
     from parity.api import diagnose_tensors, load_tensor
 
     check_outputs([as_json], inputs=[reference.partition(".safetensors:")[0], port.partition(".safetensors:")[0]])
     result = diagnose_tensors(load_tensor(reference), load_tensor(port), kind=kind)
-    from parity.report.text import failure_message
-
-    OUT.print(
-        "match: the tensors agree" if result.verdict == "match" else failure_message(result),
-        markup=False,
-        soft_wrap=True,
-    )
+    if brief:
+        print_results([result], brief=True, saved=as_json)
+    else:
+        said = "match: the tensors agree" if result.verdict == "match" else result.text()
+        OUT.print(said, markup=False, soft_wrap=True)
     write_results([result], as_json)
     return result.exit_status
 
@@ -75,20 +83,30 @@ def video(
     reference: Annotated[Path, typer.Argument(help="Clip or frame folder of the reference.")],
     port: Annotated[Path, typer.Argument(help="Clip or frame folder of the port.")],
     as_json: JsonOption = None,
-    html: Annotated[Path | None, typer.Option("--html", help="HTML file of the report.")] = None,
+    html: HtmlOption = None,
+    psnr: Annotated[float, typer.Option("--psnr", help="A frame below this PSNR (dB) is bad.")] = 35.0,
+    ssim: Annotated[float, typer.Option("--ssim", help="A frame below this SSIM is bad.")] = 0.95,
+    block: Annotated[
+        float, typer.Option("--block", help="A frame whose worst 16 x 16 block is off by more levels (RMS) is bad.")
+    ] = 24.0,
 ) -> int:
     """Compare two clips: per-frame figures, blank, green, frozen, flickering frames, the first bad frame."""
-    from parity.clips.compare import compare_clips
+    from parity.boundary.arguments import limit, share
+    from parity.clips.compare import Limits, compare_clips
     from parity.clips.frames import load_clip
 
-    check_outputs([as_json, html], inputs=[reference, port])
+    limits = Limits(limit("--psnr", psnr), share("--ssim", ssim), limit("--block", block))
+    check_outputs([as_json], [html], inputs=[reference, port])
     left, right = load_clip(reference), load_clip(port)
-    comparison = compare_clips(left, right)
+    comparison = compare_clips(left, right, limits)
     for line in comparison.lines():
         OUT.print(line, markup=False, soft_wrap=True)
     write_json(comparison.to_json(), as_json)
     if html is not None:
         from parity.report.html import write_video_report
+        from parity.session import page_stem
 
-        write_video_report(comparison, left, right, html)
+        page = html / f"{page_stem(f'{reference.stem} vs {port.stem}')}.html"
+        write_video_report(comparison, left, right, page)
+        OUT.print(f"report: {page}", markup=False, soft_wrap=True)
     return 0 if comparison.verdict == "match" else 1

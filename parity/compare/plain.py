@@ -19,6 +19,7 @@ from parity.errors import CaseError
 from parity.result import Divergence, Row
 from parity.trace import Record, Trace
 from parity.trace.names import NameMap
+from parity.trace.rules import UNFIT
 
 NOTHING = "no compared record has an element: nothing was compared"
 # Others may be held as other numbers: ids, masks.
@@ -41,11 +42,19 @@ def refuse_unfit(alignment: Alignment, port: Trace) -> None:
             ) from None
 
 
+def refuse_unfit_records(port: Trace) -> None:
+    """Raise CaseError for a layout of a name map that did not fit a tensor while the port was recorded."""
+    for record in port:
+        if record.layout.endswith(UNFIT):
+            text = f"name map: the layout {record.layout.removesuffix(UNFIT)!r} does not fit"
+            raise CaseError(f"{text} {(record.origin or record.site)!r} {list(record.shape)}")
+
+
 def idle_rules(names: NameMap | None, reference: Trace, port: Trace) -> list[str]:
     """Return a note for each rule that matches nothing. Raises CaseError when none of them does: the map is meant for other traces."""
     if names is None or not names.rules or names.inferred:
         return []
-    idle = names.idle({r.origin or r.site for r in port} | set(port.sites()), set(reference.sites()))
+    idle = names.idle({r.origin or r.site for r in port} | set(port.sites()) | names.asked, set(reference.sites()))
     if len(idle) >= len(names.rules):
         raise CaseError(
             f"name map: no rule matches a site of these traces ({one_line(idle[0], 80)!r}): is it meant for others?"

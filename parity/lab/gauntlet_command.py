@@ -11,6 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from parity.case.discovery import find_systems
+from parity.case.index import NOTHING
 from parity.errors import CaseError
 from parity.files import write_text
 from parity.lab.gauntlet import Score, run_gauntlet
@@ -32,6 +33,8 @@ def gauntlet_command(
     if markdown is not None and only != ".*":
         raise CaseError("--markdown needs all faults of a system, --only leaves some out: use one of the two")
     systems = find_systems(paths=paths, names=list(names))
+    if not systems:
+        raise CaseError(NOTHING)
     bar = Progress(console=err, transient=True, disable=not err.is_terminal)
     with bar:
         scores = run_gauntlet(systems, names, only, jobs, bar, paths)

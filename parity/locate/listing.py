@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from parity.boundary.text import one_line
 from parity.capture.operations import Step
+from parity.case.index import did_you_mean
+from parity.errors import CaseError
 from parity.locate.operation import describe_op, unknown_steps
 
 MOST = 120  # operations a side
@@ -30,6 +33,12 @@ QUIET = frozenset(
         "t",
     ]
 )
+
+
+def refuse_unknown_site(zoom: str, sites: Sequence[str]) -> None:
+    """Raise CaseError where a site is to be looked at that the reference has not."""
+    if zoom not in ("", "first") and zoom not in sites:
+        raise CaseError(f"zoom: the reference has no site {one_line(repr(zoom), 80)}{did_you_mean(zoom, sites)}")
 
 
 def listing(key: str, ref: Sequence[Step], port: Sequence[Step], relative: Callable[[str], str]) -> tuple[str, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from parity.case.index import check_names
+from parity.case.index import NOTHING, check_names
 
 KINDS = ("cases", "faults", "variations", "goldens")
-NOTHING = 'no cases found: add [tool.parity] cases = ["folder"] to pyproject.toml, or give --cases FOLDER'
 
 
 def filter_listing(
@@ -39,3 +39,20 @@ def listing_lines(listing: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"  variation {variation['name']}: {variation['text']}"
         for golden in system.get("goldens", ()):
             yield f"  golden entry {golden['entry']} ({', '.join(golden['sides'])})"
+
+
+def brief_listing(listing: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return one line a system; of one alone, its cases, and the names of its faults and variations side by side."""
+    if len(listing) != 1:
+        return [f"{name}: {_counted(system)}: {system['text']}" for name, system in listing.items()] or [NOTHING]
+    ((name, system),) = listing.items()
+    lines = [f"system: {name}: {_counted(system)}: {system['text']}"]
+    lines += [f"case: {case['name']}: {case['text']}" for case in system.get("cases", ())]
+    for kind in ("faults", "variations"):
+        names = ", ".join(item["name"] for item in system.get(kind, ()))
+        lines += [f"{kind}: {part}" for part in textwrap.wrap(names, 200)]
+    return lines
+
+
+def _counted(system: Mapping[str, Any]) -> str:
+    return ", ".join(f"{len(system[kind])} {kind}" for kind in KINDS if kind in system)

@@ -120,6 +120,28 @@ def failure_message(result: Result) -> str:
     return "\n".join([*lines[: LINES - len(tail)], *tail, *below])
 
 
+def causes_text(result: Result) -> str:
+    """Return every cause of a result with its evidence, the best first; not cut."""
+    lines = [headline(result, COLUMNS)]
+    for rank, cause in enumerate(result.causes, 1):
+        lines.append(f"{rank}. {clean(cause.text) or clean(cause.name)}")
+        said = [("class", cause.class_id), ("proof", cause.proof), ("confidence", f"{cause.confidence:.2f}")]
+        said += [("leaves", f"{cause.residual:.3g}"), ("patch", cause.patch or "")]
+        said += [(clean(key), clean(value)) for key, value in cause.parameters.items()]
+        lines += [f"   {key:<10} {clean(value)}" for key, value in said if value]
+    if result.first is not None and not result.causes:
+        lines.append("unexplained: no hypothesis fits the numbers")
+    return "\n".join([*lines, *details(result)])
+
+
+def details(result: Result) -> list[str]:
+    """Return what `--verbose` adds: every note, the seconds of each stage, where the environments differ; a line each."""
+    seconds = ", ".join(f"{clean(stage)} {value:.1f}" for stage, value in result.seconds.items())
+    lines = [f"  seconds   {seconds}"] if seconds else []
+    lines += [f"  note      {clean(note)}" for note in result.notes]
+    return lines + [f"  differs   {clean(line)}" for line in result.environment.get("differences", ())]
+
+
 def _field(label: str, text: str, limit: int) -> list[str]:
     wrapped = wrap(text, COLUMNS - _LABEL - 2, limit)
     return [f"  {label if number == 0 else '':<{_LABEL}}{line}".rstrip() for number, line in enumerate(wrapped)]
@@ -140,11 +162,11 @@ def _first(first: Divergence) -> list[str]:
 def _culprits(result: Result) -> list[str]:
     lines: list[str] = []
     if result.culprit is not None:
-        lines += _field("culprit", culprit_text(result.culprit, 80), 2)
+        lines += _field("culprit", culprit_text(result.culprit, 80), 4)
         if result.culprit.code:
             lines += _field("", f"> {clean(result.culprit.code)}", 1)
         if result.culprit.detail:
-            lines += _field("", clean(result.culprit.detail), 1)
+            lines += _field("", clean(result.culprit.detail), 2)
     others = [c.module for c in result.culprits if result.culprit is None or c.module != result.culprit.module]
     if others:
         lines += _field("", f"independent culprits besides: {some(others, 3)}", 2)

@@ -178,7 +178,7 @@ def culprit_text(culprit: Culprit, width: int = 200) -> str:
     if culprit.operation:
         parts.append(f"operation {clip(culprit.operation, width)}")
     if culprit.source:
-        parts.append(f"at {clip(culprit.source, width)}")
+        parts.append(f"at {clean(culprit.source)}")  # a place to go to is never cut
     return ", ".join(parts)
 
 

@@ -57,6 +57,11 @@ class NameMap:
             memo[site] = self._targets(site)
         return memo[site]
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """The port sites that were looked up, also those that the map leaves out of a trace."""
+        return frozenset(self._memo)  # type: ignore[attr-defined]
+
     def _targets(self, site: str) -> tuple[Target, ...]:
         for pattern, rule in self._compiled:  # type: ignore[attr-defined]
             found = pattern.fullmatch(site)

@@ -5,6 +5,7 @@ Needs torch and numpy only, so that a trace can be made and read anywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -97,6 +98,12 @@ class Record:
     def is_float(self) -> bool:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype.is_floating_point or dtype.is_complex
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the full tensor."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return math.prod(self.shape) * dtype.itemsize
 
 
 class TensorSource(Protocol):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+UNFIT = " (does not fit)"  # behind the layout of a record that it could not be applied to
+
 
 @dataclass(frozen=True)
 class Split:

@@ -186,6 +186,19 @@ def test_a_case_that_is_not_there_is_a_collection_error_of_one_line(pytester, ru
     assert "unknown system or case 'absent'; there are: none" in result.stdout.str()
 
 
+def test_a_mark_that_would_run_nothing_is_an_error(pytester, run):
+    pytester.makefile(".toml", pyproject="[tool.parity]\ncases = []\n")
+    pytester.makepyfile(
+        test_user_a="import pytest\n@pytest.mark.parity('tiny')\ndef test_one(): pass\n",
+        test_user_b="import pytest\n@pytest.mark.parity()\ndef test_all(parity_case): pass\n",
+    )
+    result = run()
+    result.assert_outcomes(errors=2)
+    text = " ".join(result.stdout.str().split())
+    assert "test_one is marked parity but takes no parity_case: no case would run" in text
+    assert "test_all asks for parity cases, and no cases found: parity init makes one" in text
+
+
 def test_update_is_off_unless_it_is_asked_for(pytester, run):
     pytester.makepyfile(
         test_user="""

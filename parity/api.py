@@ -170,30 +170,6 @@ def compare(
     return compare_traces(reference, port, terms, floors, allow_unaligned, label)
 
 
-def capture_with_floors(
-    model: Given, inputs: Any, *, probes: Sequence[Probe] | None = None, keep: bool = True, path: Path | None = None
-) -> Trace:
-    """Record a trace that carries floors and limits of isolation, measured by runs in float64 and with moved weights. See `parity.capture`."""
-    from parity.capture.parameters import describe_parameters
-    from parity.compare.foreign import carrying
-    from parity.pipeline import prepare
-    from parity.trace.store import load_trace
-    from parity.trace.writer import sketched, write_trace
-
-    model = as_model("model", model)
-    side = side_of(model, Arguments(inputs), None if probes is None else lambda current: probes)
-    case = Case("", "", "one model", side, side, inputs=lambda setting: None)
-    made = prepare(case, Setting(dtype=dtype_of(model)))
-    notes = (*made.reference.manifest.notes, *made.notes)
-    trace = carrying(made.reference, made.floors, made.limits, case)
-    trace = trace.with_manifest(side="", parameters=describe_parameters(module_of(model)), notes=notes)
-    trace = trace if keep else sketched(trace)
-    if path is None:
-        return trace
-    write_trace(trace, Path(path))
-    return load_trace(Path(path))
-
-
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
     """Compare two tensors and test every hypothesis on them."""
     from parity.compare.measure import relative_l2, worst

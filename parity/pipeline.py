@@ -150,8 +150,8 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
         refuse_unfit(alignment, port)
         notes += idle_rules(terms.names, reference, port)
     rows = measure(alignment.pairs, reference, port, floors)
-    if terms.foreign and floors.fixed is None and not floors.absolute:
-        rows, drift = judge_onset(rows, alignment, reference, port, floors.measured)
+    if terms.foreign and floors.fixed is None and not floors.absolute and not floors.measured:
+        rows, drift = judge_onset(rows, alignment, reference, port)
         notes += drift
     if terms.open:
         vetoed = veto(rows, alignment, reference, port)

@@ -27,14 +27,23 @@ def capture(
         bool, typer.Option("--full/--sketch", help="Keep full tensors (default: statistics, hash and sketch).")
     ] = False,
     names: Annotated[Path | None, typer.Option("--map", help="Name map applied while recording.")] = None,
+    floors: Annotated[
+        bool,
+        typer.Option("--floors", help="Also make the calls again in float64: store what the side itself is off by."),
+    ] = False,
+    noise: Annotated[
+        list[str] | None,
+        typer.Option("--noise", metavar="REGEX=ERROR", help="Declare what sites may be off by (may be repeated)."),
+    ] = None,
     args: Annotated[list[str] | None, typer.Argument(help="Arguments of the script.")] = None,
 ) -> int:
     """Record a trace of anything that runs torch."""
-    from parity.capture.command import capture_command
+    from parity.capture.command import capture_command, noise_of
     from parity.trace.writer import check_trace_target
 
     check_trace_target(out)
-    count = capture_command(target, list(args or []), out, modules, model, full, names)
+    declared = noise_of(noise or [])
+    count = capture_command(target, list(args or []), out, modules, model, full, names, floors, declared)
     OUT.print(f"{count} records in {out}", markup=False, soft_wrap=True)
     return 0
 

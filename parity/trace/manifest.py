@@ -103,7 +103,10 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(note, str) for note in fields.get("notes", ())):
         raise ValueError("notes must be text")
     _all_integers(fields.get("axes", {}).values(), "axes")
-    _all_of(fields.get("floors", {}), _NUMBER, "floors")
+    floors = fields.get("floors", {})
+    _all_of(floors, _NUMBER, "floors")
+    if not all(0 <= number < math.inf for group in floors.values() for number in group.values()):
+        raise ValueError("floors must be finite numbers, 0 or larger")
     _all_of(fields.get("rules", {}), str, "rules")
     described = {
         kind: {name: _parameter(item) for name, item in fields.get(kind, {}).items()}

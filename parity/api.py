@@ -72,8 +72,6 @@ def check(
     >>> parity.check(official, mine, (x, t)).verdict
     'match'
     """
-    from parity.pipeline import run_case
-
     if (
         isinstance(floor, float) and floor != floor
     ):  # computed from nothing: there is no judging by it, and no reason to stop a suite
@@ -96,32 +94,42 @@ def check(
         reference=side_of(reference, ours, probes),
         port=side_of(port, ours if right is left else Arguments(right), port_probes or probes),
         inputs=lambda setting: None,
-        names=_names(names),
+        names=names_of(names),
         allow_dtypes={".*": "two models given as they are: their dtypes are their own"},
         relax=known_rules(excused),
     )
     setting = Setting(dtype=dtypes[0])
     if backward:
         case = replace(case, reference=with_backward(case.reference), port=with_backward(case.port))
-    case, inferred = _with_inferred_names(case, setting)
-    if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
-        allow_unaligned = 1.0
-    if backward:
-        case = replace(case, names=with_parameter_rules(case.names, module_of(reference), module_of(port)))
-    result, _ = run_case(
-        case,
-        setting,
-        isolate=isolate,
-        free=False,
-        fixed=fixed,
-        allowance=0.5 if allow_unaligned is None else allow_unaligned,
-        zoom=zoom,
+    pairs = (lambda found: with_parameter_rules(found, module_of(reference), module_of(port))) if backward else None
+    result = judge_unnamed(
+        case, setting, allow_unaligned, pairs, label, isolate=isolate, free=False, fixed=fixed, zoom=zoom
     )
     command = (
         f"parity.assert_parity(..., zoom={result.first.site if result.first else 'first'!r}) lists the operations there"
     )
-    pairs = aligned(result.rows, inferred.wrong)
-    return replace(result, case=label, command=command, notes=(*inferred.notes, *result.notes), alignment=pairs)
+    return replace(result, command=command)
+
+
+def judge_unnamed(
+    case: Case,
+    setting: Setting,
+    allow_unaligned: float | None,
+    pairs: Callable[[NameMap], NameMap] | None = None,
+    label: str = "check",
+    **options: Any,
+) -> Result:
+    """Align two sides that nobody wrote a (whole) map for, and judge the port. pairs: adds rules to what was inferred. options: those of `run_case`."""
+    from parity.pipeline import run_case
+
+    case, inferred = _with_inferred_names(case, setting)
+    if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
+        allow_unaligned = 1.0
+    if pairs is not None:
+        case = replace(case, names=pairs(case.names))
+    result, _ = run_case(case, setting, allowance=0.5 if allow_unaligned is None else allow_unaligned, **options)
+    listed = aligned(result.rows, inferred.wrong)
+    return replace(result, case=label, notes=(*inferred.notes, *result.notes), alignment=listed)
 
 
 def assert_parity(reference: Given, port: Given, inputs: Any, **options: Any) -> Result:
@@ -237,7 +245,8 @@ def _number(floor: str | float) -> float:
         raise CaseError(f'floor: {floor!r} is neither "auto" nor a number') from None
 
 
-def _names(names: Names) -> NameMap:
+def names_of(names: Names) -> NameMap:
+    """Return a name map from rules, a file or a map."""
     if names is None or isinstance(names, NameMap):
         return names or NameMap()
     if isinstance(names, (str, Path)):

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from parity.commands import cases, measuring, traces, values
+from parity.commands import apart, cases, measuring, traces, values
 from parity.commands.options import ERR, OUT
 from parity.console import silence, status_of
 
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "capture": traces.capture,
     "align": traces.align,
     "compare": traces.compare,
+    "against": apart.against,
     "report": traces.report,
     "diagnose": values.diagnose,
     "nonfinite": values.nonfinite,

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m parity.capture", description="Record a trace of anything that runs torch."
     )
-    parser.add_argument("target", help="a script.py, or package.module:callable")
+    parser.add_argument("target", help="a script.py, package.module:callable, or case:SYSTEM/NAME")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
     parser.add_argument("-o", "--out", type=Path, default=Path("trace"), help="folder of the trace")
     parser.add_argument("--modules", default=".*", help="regular expression for the module paths to record")
@@ -23,6 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="keep full tensors")
     parser.add_argument("--floors", action="store_true", help="make the calls again in float64 and store floors")
     parser.add_argument("--noise", action="append", default=[], metavar="REGEX=ERROR", help="declared noise of sites")
+    parser.add_argument("--precise", default="", metavar="REGEX", help="keep values in float64 of these modules")
+    parser.add_argument("--operations", default="", metavar="REGEX", help="keep the operations of these modules")
+    parser.add_argument("--dtype", help="deployed dtype of a case")
+    parser.add_argument("--seed", type=int, default=0, help="seed of a case")
+    parser.add_argument("--cases", action="append", type=Path, help="folder of cases")
     given = parser.parse_args(argv)
     try:
         count = capture_command(

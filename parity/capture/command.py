@@ -27,6 +27,8 @@ from parity.trace import Manifest
 from parity.trace.names import NameMap, load_names
 from parity.trace.writer import TraceWriter, check_trace_target, load_complete
 
+CASE = "case:"  # what the name of a case begins with, where a script or a callable may stand, too
+
 
 def capture_command(
     target: str,
@@ -38,22 +40,32 @@ def capture_command(
     names: Path | None = None,
     floors: bool = False,
     noise: Mapping[str, float] | None = None,
+    precise: str = "",
+    operations: str = "",
+    dtype: str | None = None,
+    seed: int = 0,
+    cases: Sequence[Path] | None = None,
 ) -> int:
     """Run `target` (a script, or package.module:callable) and record the root modules it calls; return the number of records.
 
     floors: make the calls of its root modules again in float64, with moved weights and with roundings, and store what that shows. noise: declared,
-    regular expression for sites -> relative error.
+    regular expression for sites -> relative error. dtype, seed, cases: of `case:SYSTEM/NAME`, whose reference is recorded. precise, operations: of which modules values in float64 and operations are kept (they imply floors).
     """
     own_pattern(modules, "--modules")
     check_trace_target(out)
+    if target.startswith(CASE):
+        from parity.measured import Kept, capture_named
+
+        wanted = Kept(full, precise, operations, noise or {})
+        return len(capture_named(target.removeprefix(CASE), wanted, out, dtype, seed, cases))
     work = program_of(target, args)
     kept = "" if load_complete(out) is None else "; the earlier trace stays"
     noted = f"captured from {target}"
-    if floors:
-        from parity.measured import capture_calls
+    if floors or precise or operations:
+        from parity.measured import Kept, capture_calls
 
-        found = gather_roots(target, work, model, kept)
-        return len(capture_calls(found, modules, full, out, (noted,), noise or {}))
+        wanted = Kept(full, precise, operations, noise or {})
+        return len(capture_calls(gather_roots(target, work, model, kept), modules, wanted, out, (noted,)))
     name_map = load_names(names) if names is not None else NameMap()
     declared = {"noise": dict(noise)} if noise else {}
     manifest = Manifest(environment=describe_environment(), complete=False, notes=(noted,), floors=declared)

@@ -57,7 +57,7 @@ class RootCalls:
     calls: list[tuple[int, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
 
-def gather_calls(program: Callable[[], None], model: str = "") -> RootCalls:
+def gather_calls(program: Callable[[], object], model: str = "") -> RootCalls:
     """Run a program and return copies of its root modules and of the arguments of their calls, which can then be made again.
 
     Raises CaseError for a module or an argument that cannot be copied.

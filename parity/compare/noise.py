@@ -63,6 +63,9 @@ def excuse_noise(
 
 def noise_of(case: Case, setting: Setting, reference: Trace) -> Mapping[str, float]:
     """Return, by site, the largest error that roundings of the recorded values make in the deployed reference."""
+    if case.reference.recorded is not None:
+        known: Mapping[str, float] = case.reference.recorded.trace.manifest.floors.get("rounding", {})
+        return known
     largest: dict[str, float] = {}
     kept = reseating(case, reference)
     for sample in range(SAMPLES):

@@ -127,6 +127,7 @@ class Manifest:
     # the values do. By patterns of sites: "noise" that is declared.
     floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of its case: "unaligned", "relax" -> reasons
+    judging: str = ""  # folder beside the manifest: values in float64 and operations, on request
     returned: bool = False  # what the run returned is among the records, also where it returned nothing
     version: int = FORMAT_VERSION
 

@@ -40,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
             None,
             given.floors,
             noise_of(given.noise),
+            given.precise,
+            given.operations,
+            given.dtype,
+            given.seed,
+            given.cases,
         )
     except ParityError as error:
         print(f"parity: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from parity.errors import CaseError, ParityError, ParityFailure, SideError, TraceError
     from parity.locate.nonfinite import find_nonfinite
     from parity.result import Cause, Coverage, Culprit, Divergence, Result
+    from parity.stand_in import against
     from parity.trace.store import load_trace
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOMES = {
     "parity.api": ("assert_parity", "check", "compare", "find_nonfinite"),
     "parity.errors": ("CaseError", "ParityError", "ParityFailure", "SideError", "TraceError"),
     "parity.result": ("Cause", "Coverage", "Culprit", "Divergence", "Result"),
+    "parity.stand_in": ("against",),
     "parity.trace.store": ("load_trace",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

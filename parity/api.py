@@ -15,7 +15,7 @@ from parity.align.inference import Inferred, infer_names
 from parity.align.listed import aligned
 from parity.align.trials import SAME
 from parity.boundary.arguments import function, limit, number, share, text
-from parity.boundary.arguments import names as names_of
+from parity.boundary.arguments import names as list_of
 from parity.boundary.arrays import read_npy
 from parity.boundary.text import one_line, reason
 from parity.capture.probes import Probe
@@ -78,8 +78,6 @@ def check(
     >>> parity.check(official, mine, (x, t)).verdict
     'match'
     """
-    from parity.pipeline import run_case
-
     if (
         isinstance(floor, float) and floor != floor
     ):  # computed from nothing: there is no judging by it, and no reason to stop a suite
@@ -94,10 +92,10 @@ def check(
     reference, port = as_model("reference", reference), as_model("port", port)
     left, right = pair_of_inputs(reference, port, inputs, port_inputs)
     dtypes = dtype_of(reference), dtype_of(port)
-    excused = dict.fromkeys(names_of("relax", relax), "as asked for")
+    excused = dict.fromkeys(list_of("relax", relax), "as asked for")
     if dtypes[0] != dtypes[1]:
         excused |= {"dtype": f"the weights are {dtypes[0]} (reference), {dtypes[1]} (port)".replace("torch.", "")}
-    ours, given_names = Arguments(left), _names(names)
+    ours = Arguments(left)
     case = Case(
         system="check",
         name=label,
@@ -105,33 +103,44 @@ def check(
         reference=side_of(reference, ours, probes),
         port=side_of(port, ours if right is left else Arguments(right), port_probes or probes),
         inputs=lambda setting: None,
-        names=given_names,
+        names=names_of(names),
         allow_dtypes={".*": "two models given as they are: their dtypes are their own"},
         relax=known_rules(excused),
     )
     setting = Setting(dtype=dtypes[0])
     if backward:
         case = replace(case, reference=with_backward(case.reference), port=with_backward(case.port))
-    case, inferred = _with_inferred_names(case, setting)
-    if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
-        allow_unaligned = 1.0
-    if backward:
-        case = replace(case, names=with_parameter_rules(case.names, module_of(reference), module_of(port)))
-    result, runs = run_case(
-        case,
-        setting,
-        isolate=isolate,
-        free=False,
-        fixed=fixed,
-        allowance=0.5 if allow_unaligned is None else allow_unaligned,
-        zoom=zoom,
+    pairs = (lambda found: with_parameter_rules(found, module_of(reference), module_of(port))) if backward else None
+    result = judge_unnamed(
+        case, setting, allow_unaligned, pairs, label, isolate=isolate, free=False, fixed=fixed, zoom=zoom
     )
     command = (
         f"parity.assert_parity(..., zoom={result.first.site if result.first else 'first'!r}) lists the operations there"
     )
-    pairs = aligned(result.rows, inferred.wrong)
-    notes = (*inferred.notes, *idle_rules(given_names, runs.reference, runs.port), *result.notes)
-    return replace(result, case=label, command=command, notes=notes, alignment=pairs)
+    return replace(result, command=command)
+
+
+def judge_unnamed(
+    case: Case,
+    setting: Setting,
+    allow_unaligned: float | None,
+    pairs: Callable[[NameMap], NameMap] | None = None,
+    label: str = "check",
+    **options: Any,
+) -> Result:
+    """Align two sides that nobody wrote a (whole) map for, and judge the port. pairs: adds rules to what was inferred. options: those of `run_case`."""
+    from parity.pipeline import run_case
+
+    given = case.names
+    case, inferred = _with_inferred_names(case, setting)
+    if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
+        allow_unaligned = 1.0
+    if pairs is not None:
+        case = replace(case, names=pairs(case.names))
+    result, runs = run_case(case, setting, allowance=0.5 if allow_unaligned is None else allow_unaligned, **options)
+    listed = aligned(result.rows, inferred.wrong)
+    notes = (*inferred.notes, *idle_rules(given, runs.reference, runs.port), *result.notes)
+    return replace(result, case=label, notes=notes, alignment=listed)
 
 
 def assert_parity(reference: Given, port: Given, inputs: Any, **options: Any) -> Result:
@@ -173,34 +182,10 @@ def compare(
     if allow_unaligned is not None:
         share("allow_unaligned", allow_unaligned)
     reference, port = _trace("reference", reference), _trace("port", port)
-    excused = known_rules(dict.fromkeys(names_of("relax", relax), "as asked for"))
-    terms = Terms(None if names is None else _names(names), relax=excused, by_value=by_value)
+    excused = known_rules(dict.fromkeys(list_of("relax", relax), "as asked for"))
+    terms = Terms(None if names is None else names_of(names), relax=excused, by_value=by_value)
     floors = Floors(fixed=rtol, absolute=atol) if rtol is not None or atol else floors_in(reference, port)
     return compare_traces(reference, port, terms, floors, allow_unaligned, label)
-
-
-def capture_with_floors(
-    model: Given, inputs: Any, *, probes: Sequence[Probe] | None = None, keep: bool = True, path: Path | None = None
-) -> Trace:
-    """Record a trace that carries floors and limits of isolation, measured by runs in float64 and with moved weights. See `parity.capture`."""
-    from parity.capture.parameters import describe_parameters
-    from parity.compare.foreign import carrying
-    from parity.pipeline import prepare
-    from parity.trace.store import load_trace
-    from parity.trace.writer import sketched, write_trace
-
-    model = as_model("model", model)
-    side = side_of(model, Arguments(inputs), None if probes is None else lambda current: probes)
-    case = Case("", "", "one model", side, side, inputs=lambda setting: None)
-    made = prepare(case, Setting(dtype=dtype_of(model)))
-    notes = (*made.reference.manifest.notes, *made.notes)
-    trace = carrying(made.reference, made.floors, made.limits, case)
-    trace = trace.with_manifest(side="", parameters=describe_parameters(module_of(model)), notes=notes)
-    trace = trace if keep else sketched(trace)
-    if path is None:
-        return trace
-    write_trace(trace, Path(path))
-    return load_trace(Path(path))
 
 
 def diagnose_tensors(reference: Tensor, port: Tensor, kind: str = "activation") -> Result:
@@ -275,7 +260,8 @@ def _trace(side: str, given: Trace | str | Path) -> Trace:
     return given
 
 
-def _names(names: Names) -> NameMap:
+def names_of(names: Names) -> NameMap:
+    """Return a name map from rules, a file or a map."""
     if names is None or isinstance(names, NameMap):
         return names or NameMap()
     if isinstance(names, (str, Path)):

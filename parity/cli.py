@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import typer
 
-from parity.commands import cases, checking, measuring, scaffold, serving, traces, values
+from parity.commands import apart, cases, checking, measuring, scaffold, serving, traces, values
 from parity.commands.common import TracebackOption, VersionOption, with_common
 from parity.commands.examples import SHOWN, epilog
 from parity.commands.options import ERR
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "capture": traces.capture,
     "align": traces.align,
     "compare": traces.compare,
+    "against": apart.against,
     "report": traces.report,
     "diagnose": values.diagnose,
     "nonfinite": values.nonfinite,

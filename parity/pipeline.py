@@ -16,6 +16,7 @@ from parity.align.pairs import Alignment
 from parity.align.pieces import Piece, fit_calls
 from parity.align.results import fit_results
 from parity.align.traces import align
+from parity.align.windows import within_windows
 from parity.case import Case, Fault, Held, Setting, Variation
 from parity.compare import floors as floors_
 from parity.compare.benign import excuse_masks, excuse_permutations, excuse_rounding, excuse_roundoff
@@ -150,10 +151,11 @@ def compare_stages(reference: Trace, port: Trace, floors: Floors, terms: Terms) 
     notes += said
     if terms.foreign:
         refuse_unfit(alignment, port)
-        notes += idle_rules(terms.names, reference, port)
+        alignment, windows = within_windows(alignment, reference, port)
+        notes += [*windows, *idle_rules(terms.names, reference, port)]
     rows = measure(alignment.pairs, reference, port, floors)
-    if terms.foreign and floors.fixed is None and not floors.absolute:
-        rows, drift = judge_onset(rows, alignment, reference, port, floors.measured)
+    if terms.foreign and floors.fixed is None and not floors.absolute and not floors.measured:
+        rows, drift = judge_onset(rows, alignment, reference, port)
         notes += drift
     if terms.open:
         vetoed = veto(rows, alignment, reference, port)
@@ -196,7 +198,8 @@ def compare_traces(
     coverage = cover(seen.alignment, reference, seen.port, seen.rows)
     notes = [*order_notes(reference, port), *unmeasured_notes(seen.rows), *seen.notes]
     divergences = [*seen.divergences, *seen.lone] if seen.divergences else []
-    lost = () if of_one_case(reference, port) else lost_results(seen.alignment, reference, named=allowance is not None)
+    named = allowance is not None
+    lost = () if of_one_case(reference, port) else lost_results(seen.alignment, reference, port, named)
     notes += [f"the result {site} of the reference has no partner" for site in lost]
     notes += [NOTHING] if all_empty(seen.alignment) else []
     if allowance is None:

@@ -58,6 +58,7 @@ class Options:
     zoom: str = ""
     html: Path | None = None
     save: Path | None = None
+    pythons: Any = None  # parity.apart.Interpreters: each side in an environment of its own
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,11 @@ def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None
     from parity.pipeline import run_alone, run_case
 
     try:
+        if options.pythons is not None:
+            from parity.apart import run_apart
+
+            apart = replace(run_apart(job, options.pythons, options.zoom), command=_command(job))
+            return Answer(apart if options.html is None else write_one(apart, None, options.html))
         if options.alone:
             return Answer(run_alone(job.case, job.setting, fault=job.fault, variation=job.variation))
         result, runs = run_case(

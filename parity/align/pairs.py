@@ -36,7 +36,7 @@ class Alignment:
     """Pairs in the reference's order, and what has no partner.
 
     missing: reference records whose site the port does have, at other coordinates (a call that did not happen). extra: the same on the port side.
-    alone_*: sites that the other side does not have at all.
+    alone_*: sites that the other side does not have at all. outside: records before the window that the other side's trace recorded.
     """
 
     pairs: tuple[Pair, ...]
@@ -46,3 +46,4 @@ class Alignment:
     alone_port: tuple[str, ...] = ()
     allowed: Mapping[str, str] = field(default_factory=dict)  # lone sites with a stated reason
     notes: tuple[str, ...] = ()
+    outside: frozenset[str] = frozenset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -52,8 +53,6 @@ class Pattern:
 
     def check_template(self, template: str) -> None:
         """Raise CaseError for a template that names a group which the pattern does not have, or an unknown escape."""
-        import re
-
         if len(template) > PATTERN:
             raise CaseError(f"{self.where}: a template has more than {PATTERN} characters")
         for escape in re.findall(r"\\(\d{1,2}|g<[^>]*>|.|$)", template, re.DOTALL):
@@ -67,6 +66,14 @@ class Pattern:
                 raise CaseError(
                     f"{self.where}: {one_line(template, 60)!r} has the unknown escape \\{one_line(escape, 20)}"
                 )
+
+
+def own_pattern(text: str, where: str) -> re.Pattern[str]:
+    """Compile what the user of this process wrote: it needs no limit of time, and no package. Raises CaseError, one line."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise CaseError(f"{where}: {one_line(text, 60)!r} is no regular expression: {reason(error)}") from None
 
 
 def _compile(text: str, where: str) -> Any:

@@ -30,11 +30,17 @@ def capture(
     keep: bool = True,
     path: Path | None = None,
     floors: bool = False,
+    noise: Mapping[str, float] | None = None,
+    precise: str = "",
+    operations: str = "",
 ) -> Trace:
     """Run `model` on `inputs` (a tuple or a dict of arguments) once and return its trace; write it to `path` when given.
 
     model: a module, or a pair (function, module) where `function(module, *inputs)` runs it.
     floors: run it in float64, too, and store what it is off by at each site; `parity.compare` uses that. The model is copied, and stays as it is.
+    precise, operations: regular expressions for the paths of modules whose values in float64, and whose operations with their source lines, are kept, too:
+        what `parity against` needs of a reference that is not there. They imply `floors`, and need `path`.
+    noise: declared, regular expression for sites -> relative L2 error that is no divergence there (`Case.noise`).
 
     >>> trace = parity.capture(model, (x,), path="reference.trace")
     """
@@ -45,12 +51,15 @@ def capture(
     from parity.trace import Manifest
     from parity.trace.store import TraceWriter
 
-    if floors:
-        from parity.api import capture_with_floors
+    if floors or precise or operations:
+        from parity.measured import Kept, capture_model
 
-        return capture_with_floors(model, inputs, probes=probes, keep=keep, path=path)
+        kept = Kept(keep, precise, operations, noise or {})
+        return capture_model(model, inputs, kept, probes=probes, path=None if path is None else Path(path))
     function, model = model if isinstance(model, tuple) else (None, model)
-    manifest = Manifest(environment=describe_environment(), complete=False, parameters=describe_parameters(model))
+    declared = {"noise": dict(noise)} if noise else {}
+    described = describe_parameters(model)
+    manifest = Manifest(environment=describe_environment(), complete=False, parameters=described, floors=declared)
     args, kwargs = split_inputs(inputs)
     run = model if function is None else functools.partial(function, model)
     with torch.no_grad():

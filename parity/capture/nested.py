@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch import Tensor, _ops
 from torch.utils._python_dispatch import _disable_current_modes
 
 _DEPTH = 60  # of nesting; deeper is somebody's linked list
@@ -167,5 +166,6 @@ def _rebuild(value: Any, changed: dict[str, Any]) -> Any:
 
 def no_modes() -> AbstractContextManager[Any]:
     """Set torch's dispatch modes aside where there are any: it costs more than most records do."""
-    active = torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch()
+    before = getattr(_ops, "_len_torch_dispatch_stack_pre_dispatch", lambda: 0)  # torch 2.2 has none
+    active = torch._C._len_torch_dispatch_stack() or before()
     return _disable_current_modes() if active else nullcontext()

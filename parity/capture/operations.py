@@ -36,7 +36,7 @@ _RECORDING = tuple(
 _MOST_ELEMENTS = 1 << 21  # larger values are not kept
 _MOST_OPS = 4000  # of a window: the last ones before its record
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
-_PLACE = object()  # of a tensor among the arguments of a logged operation
+PLACE = object()  # of a tensor among the arguments of a logged operation
 _UNFILLED = frozenset(["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"])
 _NO_VALUE = 0.6180339887
 _RENAME = {
@@ -75,9 +75,9 @@ class OpLog(TorchDispatchMode):
         ] = {}  # wanted record -> the steps of its window that earlier calls of its module ran
         self._sites: dict[str, tuple[int, int]] = {}  # site -> the steps at which it was recorded first and last
 
-    def watch(self, record: Record) -> None:
-        """Open windows after their first record, close them at their last, and stop the run when all are closed."""
-        around = _around(record)
+    def watch(self, record: Record, around: tuple[Frame, ...] | None = None) -> None:
+        """Open windows after their first record, close them at their last, and stop the run when all are closed. around: the calls, of a run that was recorded."""
+        around = calls_around(record) if around is None else around
         self.functions.update(frame.function for frame in around)
         if record.key in self._starts:
             self.calls.setdefault(record.key, around)
@@ -105,6 +105,18 @@ class OpLog(TorchDispatchMode):
         result = log_step(self._steps, self._makers, self._alive, func, args, kwargs, source, frames_around())
         self.functions.update(frame.function for frame in self._steps[-1].op.frames)
         return result
+
+    def feed(self, number: int, recorded: Callable[[], Step]) -> None:
+        """Take a step of a run that was recorded, by its number there, where a window is open."""
+        if not self._open:
+            return
+        if len(self._steps) >= 2 * _MOST_OPS:
+            self._forget(_MOST_OPS)
+        step = recorded()
+        self._makers[number] = len(self._steps)
+        makers = tuple(self._makers.get(m) if m is not None else None for m in step.makers)
+        self._steps.append(Step(step.op, makers))
+        self.functions.update(frame.function for frame in step.op.frames)
 
     def _earlier(self, record: Record, start: int) -> tuple[int, int]:
         """Return which steps ran since the record's module was first seen and before the site's last record."""
@@ -155,7 +167,7 @@ def log_step(
         memory=memory,
         writes=writes,
         tensors=tensor_names(func, args, kwargs),
-        again=functools.partial(_again, func, spec, [_PLACE if isinstance(x, Tensor) else x for x in leaves]),
+        again=functools.partial(run_again, func, spec, [PLACE if isinstance(x, Tensor) else x for x in leaves]),
     )
     for t in made:
         made_by[id(t)] = len(steps)
@@ -194,18 +206,18 @@ class CallLog:
         self.calls: tuple[Frame, ...] = ()
         self.functions: set[str] = set()
 
-    def watch(self, record: Record) -> None:
-        around = _around(record)
+    def watch(self, record: Record, around: tuple[Frame, ...] | None = None) -> None:
+        around = calls_around(record) if around is None else around
         self.functions.update(frame.function for frame in around)
         if record.key == self.wanted:
             self.calls = around
             raise WindowsClosed
 
 
-def _again(func: Any, spec: Any, leaves: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+def run_again(func: Any, spec: Any, leaves: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run a logged operation on other tensors, which it may not change."""
     given = iter(inputs)
-    filled = [next(given).clone() if leaf is _PLACE else leaf for leaf in leaves]
+    filled = [next(given).clone() if leaf is PLACE else leaf for leaf in leaves]
     args, kwargs = tree_unflatten(filled, spec)
     if func in _VIEWS:
         func = torch.ops.aten.reshape.default  # other strides than when it was logged are no other numbers
@@ -308,7 +320,7 @@ def frames_around(most: int = 24) -> tuple[Frame, ...]:
     return tuple(found)
 
 
-def _around(record: Record) -> tuple[Frame, ...]:
+def calls_around(record: Record) -> tuple[Frame, ...]:
     """Return the calls around a record, with the one that has just returned it as the innermost."""
     around = frames_around()
     if not record.function or record.function.startswith(_SKIPPED):

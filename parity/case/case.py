@@ -45,6 +45,7 @@ class Side:
     upcast(model) returns a copy in float64 that keeps every rounded constant; the default deep-copies the model and casts its modules.
     inputs(setting) makes this side's own inputs, where the two sides take different ones.
     held: modules that refuse float64, by site (found out by the harness).
+    recorded: stands for the runs of a side that is not there (parity/run/recorded.py); then nothing else of it is used.
     """
 
     build: Callable[[Setting], Any]
@@ -54,6 +55,7 @@ class Side:
     upcast: Callable[[Any], Any] | None = None
     inputs: Callable[[Setting], Any] | None = None
     held: Mapping[str, Held] = field(default_factory=dict)
+    recorded: Any = None
 
 
 @dataclass(frozen=True)

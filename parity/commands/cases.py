@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +25,9 @@ from parity.commands.options import (
 )
 from parity.console import check_outputs
 from parity.errors import CaseError
+
+if TYPE_CHECKING:
+    from parity.apart import Interpreters
 
 
 def list_(
@@ -62,6 +66,14 @@ def list_(
     for line in listing_lines(listing):
         OUT.print(line, markup=False, soft_wrap=True)
     return 0
+
+
+def _interpreters(reference: Path | None, port: Path | None, cases: list[Path] | None) -> Interpreters | None:
+    """Return the interpreters of both sides where one was named: this one runs the other side."""
+    from parity.apart import Interpreters
+
+    here = Path(sys.executable)
+    return Interpreters(reference or here, port or here, cases or ()) if reference or port else None
 
 
 def run(
@@ -105,6 +117,12 @@ def run(
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=0, help="Cases at a time, each in a process of its own (0: one a core).")
     ] = 1,
+    reference_python: Annotated[
+        Path | None, typer.Option("--reference-python", help="Interpreter of the reference's environment.")
+    ] = None,
+    port_python: Annotated[
+        Path | None, typer.Option("--port-python", help="Interpreter of the port's environment.")
+    ] = None,
     cases: CasesOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with status 3 where an exception was caught on the way.")
@@ -125,7 +143,7 @@ def run(
     chosen = choose_jobs(find_systems(paths=cases, names=wanted.names), wanted)
     outcome = run_jobs(
         chosen,
-        Options(isolate, alone, zoom, html, save),
+        Options(isolate, alone, zoom, html, save, _interpreters(reference_python, port_python, cases)),
         processes=min(len(chosen), processes_for(jobs, device)),
         console=None if quiet else ERR,
     )

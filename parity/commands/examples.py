@@ -50,6 +50,13 @@ SHOWN: Mapping[str, Shown] = {
     "align": Shown(
         ("parity align official.trace port.trace --write names.yaml",), "parity compare {reference} {port} --brief"
     ),
+    "against": Shown(
+        (
+            "parity against official.trace run_port.py",
+            "parity against official.trace case:wan/dit_t2v --fault rope_half_split",
+        ),
+        "",
+    ),
     "compare": Shown(
         (
             "parity compare official.trace port.trace --html reports",

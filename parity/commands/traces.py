@@ -13,6 +13,7 @@ import typer
 from parity.commands.options import (
     OUT,
     BriefOption,
+    CasesOption,
     HtmlOption,
     JsonOption,
     VerboseOption,
@@ -24,7 +25,10 @@ from parity.console import check_outputs
 
 def capture(
     target: Annotated[
-        str, typer.Argument(help="A script.py, or package.module:callable that is called without arguments.")
+        str,
+        typer.Argument(
+            help="A script.py, package.module:callable that is called without arguments, or case:SYSTEM/NAME for its reference."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the trace.")] = Path("trace"),
     modules: Annotated[
@@ -38,14 +42,34 @@ def capture(
         bool, typer.Option("--full/--sketch", help="Keep full tensors (default: statistics, hash and sketch).")
     ] = False,
     names: Annotated[Path | None, typer.Option("--map", help="Name map applied while recording.")] = None,
+    floors: Annotated[
+        bool,
+        typer.Option("--floors", help="Also make the calls again in float64: store what the side itself is off by."),
+    ] = False,
+    noise: Annotated[
+        list[str] | None,
+        typer.Option("--noise", metavar="REGEX=ERROR", help="Declare what sites may be off by (may be repeated)."),
+    ] = None,
+    precise: Annotated[
+        str, typer.Option("--precise", metavar="REGEX", help="Keep the values of these modules in float64, too.")
+    ] = "",
+    operations: Annotated[
+        str,
+        typer.Option("--operations", metavar="REGEX", help="Keep the operations of these modules with their lines."),
+    ] = "",
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Deployed dtype of a case: fp32, bf16, fp16.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of a case.")] = 0,
+    cases: CasesOption = None,
     args: Annotated[list[str] | None, typer.Argument(help="Arguments of the script.")] = None,
 ) -> int:
     """Record a trace of anything that runs torch."""
-    from parity.capture.command import capture_command
+    from parity.capture.command import capture_command, noise_of
     from parity.trace.writer import check_trace_target
 
     check_trace_target(out)
-    count = capture_command(target, list(args or []), out, modules, model, full, names)
+    declared = noise_of(noise or [])
+    wanted = (modules, model, full, names, floors, declared, precise, operations, dtype, seed, cases)
+    count = capture_command(target, list(args or []), out, *wanted)
     OUT.print(f"{count} records in {out}", markup=False, soft_wrap=True)
     return 0
 

@@ -17,6 +17,7 @@ from parity.align.pairs import Pair
 from parity.trace import Record
 
 FACTOR = 4.0  # ANCHORS F2: c = 4..10 gave no false alarm with any of four calibrations
+NOISE = 2.0  # times what roundings of its values do in the reference: the difference of two samples against one
 UNIT = {
     "float64": 2.0**-53,
     "float32": 2.0**-24,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from parity.align.pairs import Alignment
+from parity.boundary.patterns import Pattern
+from parity.boundary.text import one_line
 from parity.case import Case
-from parity.compare.floors import ISOLATION, Floors
+from parity.compare.floors import FACTOR, ISOLATION, NOISE, Floors
 from parity.result import Row
 from parity.trace import Trace
 
@@ -29,15 +32,37 @@ def deployed_in(*traces: Trace) -> str:
 def floors_in(reference: Trace, port: Trace) -> Floors:
     """Return the floors that the traces carry; fixed ones where neither does.
 
-    Each side's own error counts: a right port may be off by what it makes itself, too. Between two runs in float64, the limits of isolation count.
+    Each side's own error counts: a right port may be off by what it makes itself, too. So does what roundings of its values do, as far as a run excuses it. Between
+    two runs in float64, the limits of isolation count. Declared noise counts always.
     """
-    double = "isolation" if {reference.manifest.dtype, port.manifest.dtype} == {"float64"} else "own"
-    ours, theirs = (dict(trace.manifest.floors.get(double, {})) for trace in (reference, port))
+    double = {reference.manifest.dtype, port.manifest.dtype} == {"float64"}
+    noise = _declared(reference) | _declared(port)
+    ours, theirs = (
+        dict(trace.manifest.floors.get("isolation", {})) if double else _own(trace) for trace in (reference, port)
+    )
     if not ours and not theirs:
-        return Floors()
+        return Floors(noise=noise)
     levels = reference.manifest.floors.get("levels", {})
-    least = ISOLATION if double == "isolation" else 0.0
-    return Floors(pooled=ours, ports=theirs, levels=levels, measured=True, least=least)
+    least = ISOLATION if double else 0.0
+    return Floors(pooled=ours, ports=theirs, levels=levels, measured=True, least=least, noise=noise)
+
+
+def _own(trace: Trace) -> dict[str, float]:
+    own, rounding = (trace.manifest.floors.get(name, {}) for name in ("own", "rounding"))
+    moved = {site: error * NOISE / FACTOR for site, error in rounding.items()}
+    return {site: max(own.get(site, 0.0), moved.get(site, 0.0)) for site in {**own, **moved}}
+
+
+def _declared(trace: Trace) -> dict[str, float]:
+    """Return the noise that a trace declares, by the sites that its patterns mean. Raises CaseError for what is no pattern."""
+    declared = trace.manifest.floors.get("noise", {})
+    patterns = {Pattern(text, "declared noise"): error for text, error in declared.items()}
+    found = {}
+    for site in trace.sites():
+        error = max((e for pattern, e in patterns.items() if pattern.fullmatch(site)), default=0.0)
+        if error:
+            found[re.escape(site)] = error
+    return found
 
 
 def carrying(reference: Trace, floors: Floors, limits: Floors | None, case: Case) -> Trace:
@@ -47,6 +72,8 @@ def carrying(reference: Trace, floors: Floors, limits: Floors | None, case: Case
         found = {"own": dict(floors.pooled), "levels": dict(floors.levels)}
     if limits is not None:
         found["isolation"] = dict(limits.pooled)
+    if case.noise:
+        found["noise"] = dict(case.noise)
     ignored = {rule.reference: rule.ignore for rule in case.names.rules if rule.ignore and not rule.port}
     rules = {"unaligned": {**case.allow_unaligned, **ignored}, "relax": dict(case.relax)}
     return reference.with_manifest(floors=found, rules=rules)
@@ -73,8 +100,9 @@ def of_one_case(reference: Trace, port: Trace) -> bool:
 
 
 def order_notes(reference: Trace, port: Trace) -> tuple[str, ...]:
-    """Say where an order was assumed, and where a run was cut off."""
-    notes = []
+    """Say where an order was assumed, where a run was cut off, and which noise is declared."""
+    declared = {**reference.manifest.floors.get("noise", {}), **port.manifest.floors.get("noise", {})}
+    notes = [f"declared noise: {one_line(site, 80)} may be off by {error:.1e}" for site, error in declared.items()]
     if reference.manifest.order_assumed:
         notes.append(
             "the reference trace has no 'order' entry: natural order of its keys was assumed, so 'first' means first in that order"

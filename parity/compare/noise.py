@@ -16,7 +16,7 @@ from torch import Tensor
 from parity.capture.recorder import Override
 from parity.case import Case, Setting
 from parity.case.seeding import normal
-from parity.compare.floors import ISOLATION, UNIT
+from parity.compare.floors import ISOLATION, NOISE, UNIT
 from parity.compare.measure import own_errors
 from parity.errors import SideError
 from parity.result import Divergence, Row, format_key
@@ -24,7 +24,6 @@ from parity.run.side import reseating, run_side
 from parity.trace import Trace
 
 SAMPLES = 2
-FACTOR = 2.0
 ROUNDING = 3**-0.5  # standard deviation of a rounding error, in units of roundoff
 
 
@@ -52,7 +51,7 @@ def excuse_noise(
     except SideError as error:
         notes.append(f"no second sample of the reference's noise: {error}")
         return list(divergences)
-    excused = {key: d for key, d in doubtful.items() if d.error <= FACTOR * limits.get(d.site, 0.0)}
+    excused = {key: d for key, d in doubtful.items() if d.error <= NOISE * limits.get(d.site, 0.0)}
     if excused:
         first = next(iter(excused.values()))
         notes.append(
@@ -64,6 +63,9 @@ def excuse_noise(
 
 def noise_of(case: Case, setting: Setting, reference: Trace) -> Mapping[str, float]:
     """Return, by site, the largest error that roundings of the recorded values make in the deployed reference."""
+    if case.reference.recorded is not None:
+        known: Mapping[str, float] = case.reference.recorded.trace.manifest.floors.get("rounding", {})
+        return known
     largest: dict[str, float] = {}
     kept = reseating(case, reference)
     for sample in range(SAMPLES):

@@ -26,12 +26,9 @@ _FEW_VALUES = 16  # fewer different values are on any grid
 
 
 def judge_onset(
-    rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trace, measured: bool = False
+    rows: Sequence[Row], alignment: Alignment, reference: Trace, port: Trace
 ) -> tuple[list[Row], tuple[str, ...]]:
-    """Give each floating row the limit that its precision and the errors before it allow. Returns the rows, and a note on drift.
-
-    measured: the rows have floors that a side measured itself; they stand in place of what the precision allows.
-    """
+    """Give each floating row the limit that its precision and the errors before it allow. Returns the rows, and a note on drift."""
     pairs = {pair.reference.key: pair for pair in alignment.pairs}
     coarse = _of_weights(reference, port)
     recent: deque[float] = deque(maxlen=_RECENT)
@@ -43,7 +40,7 @@ def judge_onset(
             judged.append(row)
             continue
         coarse = max(coarse, _precision(pair, reference, port), key=lambda name: UNIT.get(name, 0.0))
-        least, most = row.floor if measured else FIXED.get(coarse, 2e-2), DRIFT.get(coarse, 1e-1)
+        least, most = max(row.floor, FIXED.get(coarse, 2e-2)), DRIFT.get(coarse, 1e-1)
         limit = max(least, min(JUMP * _envelope(recent), most))
         by_error = row.diverged and row.error > row.floor
         wrong = row.error > limit if by_error or not row.diverged else True

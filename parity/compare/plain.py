@@ -17,7 +17,7 @@ from parity.align.pairs import Alignment, Pair
 from parity.boundary.text import one_line
 from parity.errors import CaseError
 from parity.result import Divergence, Row
-from parity.trace import Record, Trace
+from parity.trace import ENDS, Record, Trace
 from parity.trace.names import NameMap
 from parity.trace.rules import UNFIT
 
@@ -77,10 +77,13 @@ def judge_plain(rows: Sequence[Row], alignment: Alignment) -> tuple[list[Row], l
     return judged, found
 
 
-def lost_results(alignment: Alignment, reference: Trace, named: bool) -> tuple[str, ...]:
+def lost_results(alignment: Alignment, reference: Trace, port: Trace, named: bool) -> tuple[str, ...]:
     """Return the reference's results that have no partner: what is an output by name, and (named: False) its last record."""
-    paired = {pair.reference.key for pair in alignment.pairs}
-    last = [] if named or reference.manifest.order_assumed else reference.records[-1:]
+    paired = {pair.reference.key for pair in alignment.pairs} | alignment.outside
+    told = [
+        r for r in reference if r.role not in ENDS or port.manifest.returned
+    ]  # not every recorder looks at what is returned
+    last = [] if named or reference.manifest.order_assumed else told[-1:]
     ends = [r for r in reference if r.kind == "output" and r.role not in ("return", "after")]
     lost = {r.site: None for r in (*ends, *last) if r.key not in paired and r.site not in alignment.allowed}
     return tuple(lost)

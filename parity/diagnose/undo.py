@@ -7,8 +7,8 @@ reference's run, call by call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from parity.capture.operations import Op, op_name, read_scalars, source_line, tensor_names
+from parity.capture.operations import Op, Step, op_name, read_scalars, source_line, tensor_names
 
 from .correspondence import Layouts, regrouped
 from .expand import FORMULAS
@@ -274,6 +274,22 @@ class Interposed(TorchDispatchMode):
         if place not in self._places:
             return func(*args, **kwargs)
         return self._at(place, func, args, kwargs)
+
+    def feed(self, number: int, recorded: Callable[[], Step]) -> None:
+        """Read what a recorded run's operation was given and made."""
+        op = recorded().op
+        if op.source in self._lines and op.name in FORMULAS:
+            self._within = op.source
+            try:
+                with self:
+                    FORMULAS[op.name](replace(op, outputs=()))
+            finally:
+                self._within = None
+            return
+        place = self._counter.at(op.source, op.name)
+        for kind, values in (("in", op.inputs), ("out", op.outputs)) if place in self._places else ():
+            for k, value in enumerate(values):
+                self._keep((place, kind, k), value)
 
     def _written_out(self, func: Any, name: str, args: Any, kwargs: Any, source: str) -> Any:
         result = func(*args, **kwargs)

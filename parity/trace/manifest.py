@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,7 @@ _MANIFEST: Mapping[str, Any] = {
     "buffers": dict,
     "floors": dict,
     "rules": dict,
+    "judging": str,
     "returned": bool,
     "version": int,
 }
@@ -103,8 +105,13 @@ def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(note, str) for note in fields.get("notes", ())):
         raise ValueError("notes must be text")
     _all_integers(fields.get("axes", {}).values(), "axes")
-    _all_of(fields.get("floors", {}), _NUMBER, "floors")
+    floors = fields.get("floors", {})
+    _all_of(floors, _NUMBER, "floors")
+    if not all(0 <= number < math.inf for group in floors.values() for number in group.values()):
+        raise ValueError("floors must be finite numbers, 0 or larger")
     _all_of(fields.get("rules", {}), str, "rules")
+    if not re.fullmatch(r"(judging-[0-9a-f]{8})?", fields.get("judging", "")):
+        raise ValueError(f"'judging' names no folder of a trace: {one_line(fields['judging'], 60)!r}")
     described = {
         kind: {name: _parameter(item) for name, item in fields.get(kind, {}).items()}
         for kind in ("parameters", "buffers")

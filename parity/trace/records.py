@@ -130,9 +130,11 @@ class Manifest:
     axes: Mapping[str, int] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)  # weights by name; none where nobody looked
     buffers: Mapping[str, Parameter] = field(default_factory=dict)  # tables, statistics and caches before the run
-    # Measured errors of the side's own, relative L2 by site: "own" against its float64 run, "levels" of pictures in bytes, "isolation" of moved weights.
+    # Relative L2 by site: "own" errors against a float64 run, "levels" of pictures in bytes, "isolation": what moved weights do, "rounding": what roundings of
+    # the values do. By patterns of sites: "noise" that is declared.
     floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of its case: "unaligned", "relax" -> reasons
+    judging: str = ""  # folder beside the manifest: values in float64 and operations, on request
     returned: bool = False  # what the run returned is among the records, also where it returned nothing
     version: int = FORMAT_VERSION
 

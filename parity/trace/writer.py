@@ -12,7 +12,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from parity.boundary.text import reason
-from parity.errors import CaseError, ParityError
+from parity.errors import CaseError, ParityError, TraceError
 from parity.files import check_folder, hold, replacing, sweep, write_text
 from parity.trace import Manifest, MemorySource, Parameter, Record, Trace
 from parity.trace.fingerprint import digest, sketch, stats
@@ -38,6 +40,7 @@ _WRITTEN = re.compile(
 )  # by this module, now or before shards had owners
 _LOCK = re.compile(r"\.writer-([0-9a-f]+)\.lock")
 _OURS = re.compile(rf"\.(manifest\.json|records-.*)\.[^.]*\.part|{_LOCK.pattern}")
+_JUDGING = re.compile(r"judging-[0-9a-f]{8}")
 
 
 class TraceWriter:
@@ -145,6 +148,22 @@ def write_trace(trace: Trace, path: Path) -> None:
         writer.complete = trace.manifest.complete
 
 
+@contextmanager
+def judging_folder(path: Path) -> Iterator[Path]:
+    """Make a folder for what a trace keeps besides its records; once it is full, the trace's manifest names it.
+
+    Raises TraceError when no whole trace is there.
+    """
+    name = f"judging-{secrets.token_hex(4)}"
+    (path / name).mkdir()
+    yield path / name
+    raw = load_complete(path)
+    if raw is None:
+        raise TraceError(f"{path} was replaced while it was written")
+    write_text(path / MANIFEST, json.dumps({**raw, "judging": name}, indent=1) + "\n")
+    _clean(path)
+
+
 def _with_digests(record: Record, tensor: Tensor | None) -> Record:
     """Complete a record that kept its tensor alone: what is written can be compared without it."""
     if record.stats is not None or tensor is None:
@@ -176,6 +195,9 @@ def _clean(path: Path) -> None:
     if raw is None:
         return
     living = {found[1] for entry in os.scandir(path) if (found := _LOCK.fullmatch(entry.name))}
+    for entry in os.scandir(path) if not living else ():
+        if _JUDGING.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False) and entry.name != raw.get("judging"):
+            shutil.rmtree(entry.path, ignore_errors=True)
     named = raw.get("files")
     if not isinstance(named, list):
         return

@@ -29,7 +29,10 @@ ROOMS = (
     ("clips",),
     ("report",),
     ("pipeline",),
+    ("measured",),
+    ("apart",),
     ("api", "session"),
+    ("stand_in",),
     ("lab",),
     ("console",),
     ("commands",),
@@ -39,7 +42,7 @@ ROOMS = (
 # Imports inside functions that may look ahead, each with its reason.
 AHEAD = {
     ("compare", "api"): "`parity.compare` is a function and this room",
-    ("capture", "api"): "`parity.capture(..., floors=True)` measures as a run does",
+    ("capture", "measured"): "`parity.capture(..., floors=True)` measures as a run does",
     ("result", "report"): "`str(result)`, `result.html(path)` and `result.to_pandas()` render what they hold",
     ("trace", "report"): "`trace.to_pandas()` and what a notebook shows",
 }

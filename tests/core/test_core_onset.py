@@ -214,7 +214,7 @@ def test_a_trace_that_carries_floors_is_judged_by_them(tmp_path) -> None:
     x = noise(3, 12)
     before = copy.deepcopy(model.state_dict())
     with_floors = parity.capture(model, (x,), floors=True, path=tmp_path / "floors")
-    assert set(with_floors.manifest.floors) == {"own", "levels", "isolation"}
+    assert set(with_floors.manifest.floors) == {"own", "levels", "isolation", "rounding"}
     assert with_floors.manifest.floors["own"]["1"] > 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     plain, port = parity.capture(model, (x,)), parity.capture(other, (x,))

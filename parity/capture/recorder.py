@@ -27,7 +27,7 @@ from parity.capture.wrapping import by_target, wrap
 from parity.errors import CaseError
 from parity.result import format_key
 from parity.trace import Manifest, Record, Trace
-from parity.trace.fingerprint import digest, sketch, stats
+from parity.trace.fingerprint import fingerprint
 from parity.trace.names import NameMap, Target
 
 Override = Callable[[str, Mapping[str, int], Tensor], Tensor | None]
@@ -190,7 +190,7 @@ class Recorder:
         keep = self.keep(target.site, coords)
         with self._pause():
             tensor = seen.detach().clone(memory_format=torch.contiguous_format) if keep else None
-            full = self.digests or not keep
+            printed = fingerprint(seen) if self.digests or not keep else None
             record = Record(
                 site=target.site,
                 coords=coords,
@@ -198,9 +198,9 @@ class Recorder:
                 order=len(self.trace),
                 shape=tuple(seen.shape),
                 dtype=str(seen.dtype).removeprefix("torch."),
-                stats=stats(seen) if full else None,
-                digest=digest(seen) if full else "",
-                sketch=sketch(seen) if full else None,
+                stats=printed.stats if printed else None,
+                digest=printed.digest if printed else "",
+                sketch=printed.sketch if printed else None,
                 module=self.modules[-1] if self.modules else "",
                 role=role,
                 origin=origin if origin != target.site else "",

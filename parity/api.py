@@ -103,7 +103,7 @@ def check(
     setting = Setting(dtype=dtypes[0])
     if backward:
         case = replace(case, reference=with_backward(case.reference), port=with_backward(case.port))
-    case, inferred = _with_inferred_names(case, setting)
+    case, inferred, precise = _with_inferred_names(case, setting)
     if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
         allow_unaligned = 1.0
     if backward:
@@ -116,6 +116,7 @@ def check(
         fixed=fixed,
         allowance=0.5 if allow_unaligned is None else allow_unaligned,
         zoom=zoom,
+        precise=precise,
     )
     command = (
         f"parity.assert_parity(..., zoom={result.first.site if result.first else 'first'!r}) lists the operations there"
@@ -269,8 +270,11 @@ def _names(names: Names) -> NameMap:
     return parse_names(names)
 
 
-def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
-    """Align two models that nobody wrote a map for: from names, weights, values, order and shapes of one run, in float64 where they can."""
+def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred, Trace | None]:
+    """Align two models that nobody wrote a map for: from names, weights, values, order and shapes of one run, in float64 where they can.
+
+    Returns the reference's trace in float64, too.
+    """
     from parity.align.by_values import NEAR
 
     upcast, tolerance = True, 1e-5
@@ -307,7 +311,7 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
         for buffer in root.buffers()
     )
     rounded = Rounded(tables, found.lone) if tables or found.lone else None
-    return replace(case, names=found.names, rounded=rounded), found
+    return replace(case, names=found.names, rounded=rounded), found, reference.trace if upcast else None
 
 
 def _agreeing(dtype: torch.dtype, found: Inferred) -> float:

@@ -79,20 +79,27 @@ class Prepared:
 
 
 def prepare(
-    case: Case, setting: Setting, *, isolate: bool = True, fixed: float | None = None, say: Progress = lambda text: None
+    case: Case,
+    setting: Setting,
+    *,
+    isolate: bool = True,
+    fixed: float | None = None,
+    say: Progress = lambda text: None,
+    precise: Trace | None = None,
 ) -> Prepared:
-    """Run the reference as deployed, in float64, and in float64 with moved weights."""
+    """Run the reference as deployed, in float64 (unless its trace is given: `precise`), and in float64 with moved weights."""
     say("reference")
     run = run_side(case, "reference", setting, weights=True)
     reference = run.trace
     say("floors")
     try:
-        case, double = run_double(case, "reference", setting, override=reseating(case, reference))
+        if precise is None:
+            case, double = run_double(case, "reference", setting, override=reseating(case, reference))
+            precise = double.trace
     except SideError as error:
         caught("the float64 run of the reference", error)
         said = (f"no float64 run of the reference, fixed tolerances instead: {error}",)
         return Prepared(reference, None, Floors(fixed=fixed), None, run.weights, said)
-    precise = double.trace
     records = {record.key: record for record in reference}
     own = own_errors(reference, precise) | of_held(reference, case.reference.held), own_levels(reference, precise)
     floors = Floors(fixed=fixed) if fixed is not None else floors_.measured(own[0], records, levels=own[1])
@@ -232,6 +239,7 @@ def run_case(
     progress: Progress | None = None,
     prepared: Prepared | None = None,
     zoom: str = "",
+    precise: Trace | None = None,
 ) -> tuple[Result, Runs]:
     """Run both sides of a case and judge the port.
 
@@ -239,11 +247,24 @@ def run_case(
     fixed: a relative tolerance instead of measured floors. allowance: share of the reference's sites that may stay unaligned.
     prepared: the reference's runs, when they were made before for the same case and setting.
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
+    precise: the reference's run in float64, when it was made before.
     Raises SideError when a side fails to build or run.
     """
     with collecting() as lost:
         result, runs = _run_case(
-            case, setting, fault, variation, isolate, diagnose, free, fixed, allowance, progress, prepared, zoom
+            case,
+            setting,
+            fault,
+            variation,
+            isolate,
+            diagnose,
+            free,
+            fixed,
+            allowance,
+            progress,
+            prepared,
+            zoom,
+            precise,
         )
     return replace(result, caught=tuple(lost), notes=(*result.notes, *lost)), runs
 
@@ -261,6 +282,7 @@ def _run_case(
     progress: Progress | None,
     prepared: Prepared | None,
     zoom: str,
+    precise: Trace | None,
 ) -> tuple[Result, Runs]:
     setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
     case = case.under(variation)
@@ -268,7 +290,7 @@ def _run_case(
     say = progress or (lambda text: None)
     seconds: dict[str, float] = {}
     with _timed(seconds, "reference", say):
-        prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say)
+        prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say, precise=precise)
     case = with_held(case, "reference", {**prepared.held, **case.reference.held})
     prepared = prepared.with_noise(case.noise)
     reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)

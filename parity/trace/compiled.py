@@ -29,7 +29,7 @@ def _jit(**options: Any) -> Callable[[Any], Any]:
 
 
 @_jit()
-def _weigh(start, bits, weights, signed):  # type: ignore[no-untyped-def]
+def _weigh(start, bits, weights, signed):
     """Fill in the hashes of the indices and the values with their signs; return the zeros, and the largest bits, signed and unsigned."""
     zeros, most, last = uint32(0), int32(-_SIGN), uint32(0)
     for j in range(bits.size):
@@ -48,7 +48,7 @@ def _weigh(start, bits, weights, signed):  # type: ignore[no-untyped-def]
 
 
 @_jit()
-def _least(bits):  # type: ignore[no-untyped-def]
+def _least(bits):
     """Return the least bits: the least of values without negatives, the largest of negatives alone."""
     found = uint32(0xFFFFFFFF)
     for j in range(bits.size):
@@ -57,7 +57,7 @@ def _least(bits):  # type: ignore[no-untyped-def]
 
 
 @_jit()
-def _hash(bits, weights):  # type: ignore[no-untyped-def]
+def _hash(bits, weights):
     """Return Σ bits·weight and Σ (bits + 2^31), both taken as signed 32-bit numbers, of two elements a word."""
     product, words, upper = int64(0), uint64(0), uint64(0)
     for j in range(bits.size):
@@ -71,7 +71,7 @@ def _hash(bits, weights):  # type: ignore[no-untyped-def]
 
 
 @_jit(fastmath={"reassoc", "nsz", "contract", "arcp"})
-def _fold(values, turned, buckets):  # type: ignore[no-untyped-def]
+def _fold(values, turned, buckets):
     """Add rows with their signs into the buckets, two at a time; return their sum and sum of squares. All in float64."""
     total, squares = 0.0, 0.0
     for r in range(0, values.shape[0] - 1, 2):
@@ -84,7 +84,7 @@ def _fold(values, turned, buckets):  # type: ignore[no-untyped-def]
 
 
 @_jit()
-def _widen(halves, is_half, bits, values, own):  # type: ignore[no-untyped-def]
+def _widen(halves, is_half, bits, values, own):
     """Bring bfloat16 (or float16: `is_half`) to the bits of float32, exactly; `own`: its own bits, as signed 32-bit numbers."""
     for j in range(halves.size):
         x = uint32(halves[j]) << uint32(16)
@@ -103,13 +103,13 @@ def _widen(halves, is_half, bits, values, own):  # type: ignore[no-untyped-def]
 
 
 @_jit()
-def _copy(source, bits):  # type: ignore[no-untyped-def]
+def _copy(source, bits):
     for j in range(source.size):
         bits[j] = source[j]
 
 
 @_jit()
-def _block(start, count, work, totals, ends, buckets):  # type: ignore[no-untyped-def]
+def _block(start, count, work, totals, ends, buckets):
     """Take in one block of `count` elements, whose bits lie in `work`; tell whether all of them are finite."""
     bits, rows, weights, signed, words, hashes, turned, edge, edges = work
     zeros, most, last = _weigh(start, bits[:count], weights, signed)
@@ -130,7 +130,7 @@ def _block(start, count, work, totals, ends, buckets):  # type: ignore[no-untype
 
 
 @_jit()
-def _singles(source, work, totals, ends, buckets):  # type: ignore[no-untyped-def]
+def _singles(source, work, totals, ends, buckets):
     """Add up the bits of float32; tell whether all is finite."""
     bits, size = work[0], work[0].size
     for start in range(0, source.size, size):
@@ -144,7 +144,7 @@ def _singles(source, work, totals, ends, buckets):  # type: ignore[no-untyped-de
 
 
 @_jit()
-def _halves(source, is_half, values, own, work, totals, ends, buckets):  # type: ignore[no-untyped-def]
+def _halves(source, is_half, values, own, work, totals, ends, buckets):
     """Add up the bits of bfloat16 (or float16: `is_half`); tell whether all is finite."""
     bits, size = work[0], work[0].size
     for start in range(0, source.size, size):
@@ -191,7 +191,7 @@ def sums(source: Any, is_half: bool, width: int) -> tuple[Any, Any, Any] | None:
 
 
 @_jit()
-def weights_sum(start, stop):  # type: ignore[no-untyped-def]
+def weights_sum(start, stop):
     """Return the sum of the hashes of the indices from `start` to `stop` (below 2^32), as signed 32-bit numbers."""
     total = int64(0)
     for i in range(start, stop):

@@ -102,15 +102,26 @@ def _compiled(value: Tensor) -> Fingerprint | None:
         return None
     ends, (zeros, product, total), folded = found
     low, high, whole, squares = (float(x) for x in ends)
-    placed = _weights_of_places(count)
-    places = _sum_of_places(count)
     made = Stats(count, 0, 0, 0, int(zeros), None, low + 0.0, high + 0.0, whole, squares)
-    return Fingerprint(made, _hash_of(value, int(product) + placed, int(total) + places), torch.from_numpy(folded))
+    return assembled(value.dtype, tuple(value.shape), made, int(product), int(total), torch.from_numpy(folded))
 
 
-def _hash_of(value: Tensor, product: int, total: int) -> str:
+def assembled(
+    dtype: torch.dtype, shape: tuple[int, ...], made: Stats, product: int, total: int, folded: Tensor
+) -> Fingerprint:
+    """Return the fingerprint from what a pass added up: product is Σ bits·weight, total is Σ bits."""
+    placed = _weights_of_places(made.count), _sum_of_places(made.count)
+    return Fingerprint(made, _hash_of(dtype, shape, product + placed[0], total + placed[1]), folded)
+
+
+def hash_of_classes(count: int, product: int, total: int) -> str:
+    """Return the hash of the places and classes of what is not finite, from Σ class·weight and Σ class (1 for NaN, 2 and 3 for the infinities)."""
+    return _hash_of(torch.int64, (count,), product + _weights_of_places(count), total + _sum_of_places(count))
+
+
+def _hash_of(dtype: torch.dtype, shape: tuple[int, ...], product: int, total: int) -> str:
     """Return the hash from Σ (bits + place + 1)·weight and Σ (bits + place + 1)."""
-    start = _start(value.dtype, tuple(value.shape))
+    start = _start(dtype, shape)
     low, high = ((start + a * product + b * total) & _WORD for a, b in (_LOW, _HIGH))
     return f"{low:016x}{high:016x}"
 
@@ -138,9 +149,10 @@ def _weights_of_places(count: int) -> int:
 
 @functools.lru_cache(maxsize=8192)
 def _chunk_weights(chunk: int, count: int) -> int:
-    code = compiled_pass()
-    assert code is not None
-    return int(code.weights_sum(chunk << _PLACES, (chunk << _PLACES) + count))
+    code, start = compiled_pass(), chunk << _PLACES
+    if code is not None and start + count <= 1 << 32:
+        return int(code.weights_sum(start, start + count))
+    return int(_make_hashes(start, count, "cpu").sum(dtype=torch.int64))
 
 
 # -- the plain pass ---------------------------------------------------------------------------------------------------
@@ -202,7 +214,7 @@ def _plain_digest(value: Tensor) -> str:
         weights = _hashes(start, bits.device)[: block.numel()].to(torch.int64)
         product += int((block * weights).sum())
         total += int(block.sum())
-    return _hash_of(value, product, total)
+    return _hash_of(value.dtype, tuple(value.shape), product, total)
 
 
 def _step(start: int, block: Tensor) -> Tensor | int:

@@ -190,10 +190,8 @@ def compare_traces(
     """
     ours = reference.manifest
     if of_one_case(reference, port):  # recorded under the case's map, with what the case says
-        terms = replace(
-            terms, allowed=ours.rules.get("unaligned", {}), relax={**ours.rules.get("relax", {}), **terms.relax}
-        )
-        terms = replace(terms, by_value=False, deployed=ours.dtype)
+        relax, allowed = {**ours.rules.get("relax", {}), **terms.relax}, ours.rules.get("unaligned", {})
+        terms = replace(terms, allowed=allowed, relax=relax, by_value=False, deployed=ours.dtype)
     else:
         terms = replace(terms, deployed=deployed_in(reference, port), foreign=True, open=terms.names is None)
         terms = replace(terms, relax={**other_dtypes(reference, port), **terms.relax})
@@ -245,27 +243,13 @@ def run_case(
 
     isolate: also compare every site alone, in float64 on the reference's values. free: also run the port without re-seating, for information.
     fixed: a relative tolerance instead of measured floors. allowance: share of the reference's sites that may stay unaligned.
-    prepared: the reference's runs, when they were made before for the same case and setting.
+    prepared: the reference's runs, when they were made before for the same case and setting; precise: the one in float64 alone.
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
-    precise: the reference's run in float64, when it was made before.
     Raises SideError when a side fails to build or run.
     """
+    given = (fault, variation, isolate, diagnose, free, fixed, allowance, progress, prepared, zoom, precise)
     with collecting() as lost:
-        result, runs = _run_case(
-            case,
-            setting,
-            fault,
-            variation,
-            isolate,
-            diagnose,
-            free,
-            fixed,
-            allowance,
-            progress,
-            prepared,
-            zoom,
-            precise,
-        )
+        result, runs = _run_case(case, setting, *given)
     return replace(result, caught=tuple(lost), notes=(*result.notes, *lost)), runs
 
 
@@ -296,10 +280,9 @@ def _run_case(
     reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
     with _timed(seconds, "port", say):
         run = run_side(case, "port", setting, inject=inject, override=reseating(case, reference), weights=True)
-        port = run.trace
     with _timed(seconds, "constants", say):
         changed = changed_weights(prepared.weights, run.weights, setting.dtype)
-    runs = Runs(reference, port, prepared.precise, recorded=port)
+    runs = Runs(reference, run.trace, prepared.precise, recorded=run.trace)
     notes: list[str] = [
         *case.quirks,
         *prepared.notes,
@@ -307,7 +290,7 @@ def _run_case(
         *(f"declared noise: {site} may be off by {error:.1e}" for site, error in case.noise.items()),
     ]
     with _timed(seconds, "compare", say):
-        seen = compare_stages(reference, port, prepared.floors, terms_of(case, setting))
+        seen = compare_stages(reference, run.trace, prepared.floors, terms_of(case, setting))
         runs.port, runs.pieces = seen.port, seen.pieces
         notes += seen.notes
         evidence = case.names.evidence()

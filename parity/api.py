@@ -132,12 +132,14 @@ def judge_unnamed(
     from parity.pipeline import run_case
 
     given = case.names
-    case, inferred = _with_inferred_names(case, setting)
+    case, inferred, precise = _with_inferred_names(case, setting)
     if allow_unaligned is None and inferred.whole <= _agreeing(setting.dtype, inferred):
         allow_unaligned = 1.0
     if pairs is not None:
         case = replace(case, names=pairs(case.names))
-    result, runs = run_case(case, setting, allowance=0.5 if allow_unaligned is None else allow_unaligned, **options)
+    result, runs = run_case(
+        case, setting, allowance=0.5 if allow_unaligned is None else allow_unaligned, precise=precise, **options
+    )
     listed = aligned(result.rows, inferred.wrong)
     notes = (*inferred.notes, *idle_rules(given, runs.reference, runs.port), *result.notes)
     return replace(result, case=label, notes=notes, alignment=listed)
@@ -269,8 +271,11 @@ def names_of(names: Names) -> NameMap:
     return parse_names(names)
 
 
-def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
-    """Align two models that nobody wrote a map for: from names, weights, values, order and shapes of one run, in float64 where they can."""
+def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred, Trace | None]:
+    """Align two models that nobody wrote a map for: from names, weights, values, order and shapes of one run, in float64 where they can.
+
+    Returns the reference's trace in float64, too.
+    """
     from parity.align.by_values import NEAR
 
     upcast, tolerance = True, 1e-5
@@ -308,7 +313,7 @@ def _with_inferred_names(case: Case, setting: Setting) -> tuple[Case, Inferred]:
         for buffer in root.buffers()
     )
     rounded = Rounded(tables, found.lone) if tables or found.lone else None
-    return replace(case, names=found.names, rounded=rounded), found
+    return replace(case, names=found.names, rounded=rounded), found, reference.trace if upcast else None
 
 
 def _agreeing(dtype: torch.dtype, found: Inferred) -> float:

@@ -81,20 +81,27 @@ class Prepared:
 
 
 def prepare(
-    case: Case, setting: Setting, *, isolate: bool = True, fixed: float | None = None, say: Progress = lambda text: None
+    case: Case,
+    setting: Setting,
+    *,
+    isolate: bool = True,
+    fixed: float | None = None,
+    say: Progress = lambda text: None,
+    precise: Trace | None = None,
 ) -> Prepared:
-    """Run the reference as deployed, in float64, and in float64 with moved weights."""
+    """Run the reference as deployed, in float64 (unless its trace is given: `precise`), and in float64 with moved weights."""
     say("reference")
     run = run_side(case, "reference", setting, weights=True)
     reference = run.trace
     say("floors")
     try:
-        case, double = run_double(case, "reference", setting, override=reseating(case, reference))
+        if precise is None:
+            case, double = run_double(case, "reference", setting, override=reseating(case, reference))
+            precise = double.trace
     except SideError as error:
         caught("the float64 run of the reference", error)
         said = (f"no float64 run of the reference, fixed tolerances instead: {error}",)
         return Prepared(reference, None, Floors(fixed=fixed), None, run.weights, said)
-    precise = double.trace
     records = {record.key: record for record in reference}
     own = own_errors(reference, precise) | of_held(reference, case.reference.held), own_levels(reference, precise)
     floors = Floors(fixed=fixed) if fixed is not None else floors_.measured(own[0], records, levels=own[1])
@@ -187,10 +194,8 @@ def compare_traces(
     """
     ours = reference.manifest
     if of_one_case(reference, port):  # recorded under the case's map, with what the case says
-        terms = replace(
-            terms, allowed=ours.rules.get("unaligned", {}), relax={**ours.rules.get("relax", {}), **terms.relax}
-        )
-        terms = replace(terms, by_value=False, deployed=ours.dtype)
+        relax, allowed = {**ours.rules.get("relax", {}), **terms.relax}, ours.rules.get("unaligned", {})
+        terms = replace(terms, allowed=allowed, relax=relax, by_value=False, deployed=ours.dtype)
     else:
         terms = replace(terms, deployed=deployed_in(reference, port), foreign=True, open=terms.names is None)
         terms = replace(terms, relax={**other_dtypes(reference, port), **terms.relax})
@@ -237,19 +242,19 @@ def run_case(
     progress: Progress | None = None,
     prepared: Prepared | None = None,
     zoom: str = "",
+    precise: Trace | None = None,
 ) -> tuple[Result, Runs]:
     """Run both sides of a case and judge the port.
 
     isolate: also compare every site alone, in float64 on the reference's values. free: also run the port without re-seating, for information.
     fixed: a relative tolerance instead of measured floors. allowance: share of the reference's sites that may stay unaligned.
-    prepared: the reference's runs, when they were made before for the same case and setting.
+    prepared: the reference's runs, when they were made before for the same case and setting; precise: the one in float64 alone.
     zoom: a site ("first" for the first divergence): list the operations of both sides that lead to it.
     Raises SideError when a side fails to build or run.
     """
+    given = (fault, variation, isolate, diagnose, free, fixed, allowance, progress, prepared, zoom, precise)
     with collecting() as lost:
-        result, runs = _run_case(
-            case, setting, fault, variation, isolate, diagnose, free, fixed, allowance, progress, prepared, zoom
-        )
+        result, runs = _run_case(case, setting, *given)
     return replace(result, caught=tuple(lost), notes=(*result.notes, *lost)), runs
 
 
@@ -266,6 +271,7 @@ def _run_case(
     progress: Progress | None,
     prepared: Prepared | None,
     zoom: str,
+    precise: Trace | None,
 ) -> tuple[Result, Runs]:
     setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
     case = case.under(variation)
@@ -273,17 +279,16 @@ def _run_case(
     say = progress or (lambda text: None)
     seconds: dict[str, float] = {}
     with _timed(seconds, "reference", say):
-        prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say)
+        prepared = prepared or prepare(case, setting, isolate=isolate, fixed=fixed, say=say, precise=precise)
     case = with_held(case, "reference", {**prepared.held, **case.reference.held})
     prepared = prepared.with_noise(case.noise)
     reference = carrying(prepared.reference, prepared.floors, prepared.limits, case)
     refuse_unknown_site(zoom, reference.sites())
     with _timed(seconds, "port", say):
         run = run_side(case, "port", setting, inject=inject, override=reseating(case, reference), weights=True)
-        port = run.trace
     with _timed(seconds, "constants", say):
         changed = changed_weights(prepared.weights, run.weights, setting.dtype)
-    runs = Runs(reference, port, prepared.precise, recorded=port)
+    runs = Runs(reference, run.trace, prepared.precise, recorded=run.trace)
     notes: list[str] = [
         *case.quirks,
         *prepared.notes,
@@ -291,7 +296,7 @@ def _run_case(
         *(f"declared noise: {site} may be off by {error:.1e}" for site, error in case.noise.items()),
     ]
     with _timed(seconds, "compare", say):
-        seen = compare_stages(reference, port, prepared.floors, terms_of(case, setting))
+        seen = compare_stages(reference, run.trace, prepared.floors, terms_of(case, setting))
         runs.port, runs.pieces = seen.port, seen.pieces
         notes += seen.notes
         evidence = case.names.evidence()

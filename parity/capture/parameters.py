@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.trace import Parameter
-from parity.trace.fingerprint import digest, sketch, stats
+from parity.trace.fingerprint import digest, fingerprint
 
 _BUCKETS = 31  # enough to tell a changed weight from another one
 _HALVES = (torch.bfloat16, torch.float16)
@@ -22,10 +22,15 @@ def describe_parameters(model: nn.Module, prefix: str = "") -> dict[str, Paramet
 
 
 def _described(value: Tensor) -> Parameter:
-    dtypes = [value.dtype, *(half for half in _HALVES if value.is_floating_point() and value.element_size() > 2)]
-    digests = {str(dtype).removeprefix("torch."): digest(value.to(dtype)) for dtype in dtypes}
-    small = _folded(sketch(value)) if value.is_floating_point() else ()
-    return Parameter(tuple(value.shape), str(value.dtype).removeprefix("torch."), stats(value), digests, small)
+    whole = fingerprint(value)
+    halves = [half for half in _HALVES if value.is_floating_point() and value.element_size() > 2]
+    digests = {_name(value.dtype): whole.digest, **{_name(half): digest(value.to(half)) for half in halves}}
+    small = _folded(whole.sketch) if value.is_floating_point() else ()
+    return Parameter(tuple(value.shape), _name(value.dtype), whole.stats, digests, small)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _folded(whole: Tensor) -> tuple[float, ...]:

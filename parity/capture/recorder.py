@@ -6,14 +6,13 @@ is removed on exit, also after an exception. With `override` it can put other va
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, cast
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +20,19 @@ from torch import Tensor, nn
 from parity.capture import nested
 from parity.capture.calls import argument_names, begins, bind, going_backward, is_fake, lent, untraced
 from parity.capture.gradients import GradientHooks, Stand
+from parity.capture.late import Late, Sink
 from parity.capture.probes import Call, Function, Gradients, Modules, Probe, Scope, State
 from parity.capture.returned import BUFFERS, Watch, plain, read_returned
 from parity.capture.wrapping import by_target, wrap
 from parity.errors import CaseError
 from parity.result import format_key
 from parity.trace import Manifest, Record, Trace
-from parity.trace.fingerprint import digest, sketch, stats
 from parity.trace.names import NameMap, Target
 from parity.trace.rules import UNFIT
 
 Override = Callable[[str, Mapping[str, int], Tensor], Tensor | None]
 _MOST_NOTES = 40
 Keep = Callable[[str, Mapping[str, int]], bool]
-
-
-class Sink(Protocol):
-    """Where records go besides (or instead of) memory."""
-
-    def write(self, record: Record, tensor: Tensor | None) -> None: ...
 
 
 class _OfThread(threading.local):
@@ -81,7 +74,7 @@ class Recorder:
         self.digests = digests
         self.names = names or NameMap()
         self.override = override
-        self.sink = sink
+        self._late = Late(sink)
         self.watch = watch
         self.trace = Trace(manifest=manifest or Manifest(complete=False))
         self._thread = _OfThread()
@@ -118,6 +111,8 @@ class Recorder:
                 gradients.finish()
         finally:
             self._stack.close()
+        with suppress(Exception) if kind is not None else nullcontext():  # a card that has failed gives nothing back
+            self._late.settle(self.trace)
         notes = [f"{site} is not recorded: {why}" for site, why in self._unseen.items()]
         if len(self._threads) > 1:
             notes.append("modules ran in several threads: their calls are counted in the order in which they ended")
@@ -170,6 +165,7 @@ class Recorder:
             self.record(site, value, "output", "return")
         for site, value in (left.changed() if left is not None else {}).items():
             self.record(self._renamed(site), value, "output", "after")
+        self._late.settle(self.trace)
         notes = tuple(f"{path} ({name}) is no value: not compared" for path, name in found.opaque.items())
         self.trace = self.trace.with_manifest(returned=True, notes=(*self.trace.manifest.notes, *notes))
 
@@ -192,6 +188,7 @@ class Recorder:
         with self._pause():
             tensor = seen.detach().clone(memory_format=torch.contiguous_format) if keep else None
             full = self.digests or not keep
+            printed, batch = self._late.begin(seen, self.trace) if full else (None, None)
             record = Record(
                 site=target.site,
                 coords=coords,
@@ -199,20 +196,16 @@ class Recorder:
                 order=len(self.trace),
                 shape=tuple(seen.shape),
                 dtype=str(seen.dtype).removeprefix("torch."),
-                stats=stats(seen) if full else None,
-                digest=digest(seen) if full else "",
-                sketch=sketch(seen) if full else None,
+                stats=printed.stats if printed else None,
+                digest=printed.digest if printed else "",
+                sketch=printed.sketch if printed else None,
                 module=self.modules[-1] if self.modules else "",
                 role=role,
                 origin=origin if origin != target.site else "",
                 layout=layout,
                 function=self._thread.returned,
             )
-            if self.sink is not None:
-                self.sink.write(record, tensor)
-                self.trace.add(dataclasses.replace(record, sketch=None))  # 8 kB a record, and the sink has it
-            else:
-                self.trace.add(record, tensor)
+            self._late.add(self.trace, record, tensor, batch)
             if self.watch is not None:
                 self.watch(record)
             new = self.override(target.site, coords, seen) if self.override is not None else None

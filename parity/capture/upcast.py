@@ -114,19 +114,16 @@ def upcast_in_place(value: Any) -> Any:
     return _upcast(value, {})
 
 
-def upcast_copy(module: nn.Module, original: nn.Module | None = None) -> nn.Module:
-    """Return a copy of `module` in float64.
+def upcast_own(twin: nn.Module, original: nn.Module) -> nn.Module:
+    """Turn a copy of a module into float64.
 
-    Nothing that it shares with itself (or with the `original` that it is a copy of) is changed: what a copy holds in common with
-    it, because some `__deepcopy__` returns its own object, is copied again before it is cast.
+    Nothing of the `original` is changed: what the copy holds in common with it, because some `__deepcopy__` returns its own object, is copied
+    again before it is cast.
     """
     shared: dict[int, Any] = {}
-    for root in (module, original):
-        if root is not None:
-            _gather(root, shared)
-    wide = copy.deepcopy(module)
-    memo: dict[int, Any] = {id(item): (item, _second_copy(item)) for item in _common(wide, shared)}
-    return cast(nn.Module, _upcast(wide, memo))
+    _gather(original, shared)
+    memo: dict[int, Any] = {id(item): (item, _second_copy(item)) for item in _common(twin, shared)}
+    return cast(nn.Module, _upcast(twin, memo))
 
 
 def _gather(value: Any, found: dict[int, Any]) -> None:

@@ -89,9 +89,9 @@ def error_of(p: Tensor, r: Tensor, scale: float = 0.0) -> float:
 
 def drowned_places(r: Tensor) -> Tensor | None:
     """Return where the elements are that a few huge ones drown: at most a hundredth of all holds nearly the whole norm. None where that is not so."""
-    size = r.abs().flatten()
-    if not _is_peaked(size):
+    if not _is_peaked(r):
         return None
+    size = r.abs().flatten()
     usual = float(size[size > 0].median()) if bool((size > 0).any()) else 0.0
     huge = size > _HUGE * usual
     if not 0 < int(huge.sum()) <= max(1, size.numel() // 100):
@@ -102,12 +102,13 @@ def drowned_places(r: Tensor) -> Tensor | None:
     return rest.reshape(r.shape)
 
 
-def _is_peaked(size: Tensor) -> bool:
+def _is_peaked(r: Tensor) -> bool:
     """Tell cheaply whether a hundredth of the elements can hold the whole norm: the largest is far above the usual."""
-    if size.numel() < 8:
+    if r.numel() < 8:
         return False
-    largest = float(size.max())
-    return largest * largest >= 0.9 * min(size.numel(), 100) * float(size.square().mean())
+    low, high = (float(end) for end in torch.aminmax(r))
+    flat = r.flatten()
+    return max(low * low, high * high) >= 0.9 * min(r.numel(), 100) * float(flat.dot(flat)) / r.numel()
 
 
 def broadcasts(r: Sequence[int], p: Sequence[int]) -> tuple[int, ...] | None:
@@ -158,8 +159,10 @@ def own_errors(reference: Trace, precise: Trace) -> dict[str, float]:
             errors[record.key] = float(_differs(r, h).double().mean())
         if not record.is_float:
             continue
-        finite = torch.isfinite(_wide(r)) & torch.isfinite(_wide(h))
-        r, h = torch.where(finite, _wide(r), 0.0), torch.where(finite, _wide(h), 0.0)
+        r, h = _wide(r), _wide(h)
+        if not math.isfinite(float(r.sum()) + float(h.sum())):
+            finite = torch.isfinite(r) & torch.isfinite(h)
+            r, h = torch.where(finite, r, 0.0), torch.where(finite, h, 0.0)
         errors[record.key] = error_of(r, h, _scale_of(record, scales))
     return errors
 
@@ -267,7 +270,7 @@ def _measure_floats(row: Row, r: Tensor, p: Tensor, scale: float, floors: Floors
     norm_r, norm_p = float(torch.linalg.vector_norm(wr)), float(torch.linalg.vector_norm(wp))
     whole = max(norm_r, scale) or norm_p
     error = norm_d / whole if 0 < whole < math.inf else math.inf if whole and norm_d else 0.0
-    if float(wr.min()) <= HIDDEN or _is_peaked(wr.abs()):
+    if float(wr.min()) <= HIDDEN or _is_peaked(wr):
         error = max(error, error_of(wp, wr, scale))
     rms = whole / math.sqrt(wr.numel())
     size = d.abs()

@@ -51,7 +51,9 @@ def _packages() -> list[Finding]:
         ("matplotlib", True),
     ):
         found.append(_version(name, "FAIL" if needed else "note"))
-    return found + [_version(name, "note") for name in ("transformers", "diffusers", "av", "opencv-python-headless")]
+    return found + [
+        _version(name, "note") for name in ("transformers", "diffusers", "av", "opencv-python-headless", "numba")
+    ]
 
 
 def _version(name: str, otherwise: str) -> Finding:

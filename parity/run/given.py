@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from parity.capture import nested, split_inputs
 from parity.capture.probes import Modules, Probe
-from parity.capture.upcast import upcast_copy
+from parity.capture.upcast import upcast_own
 from parity.case import Setting, Side
 from parity.errors import CaseError, SideError
 from parity.run.backward import asking_for_gradients
@@ -103,7 +103,7 @@ def side_of(model: Model, arguments: Arguments, probes: Probes | None) -> Side:
     def upcast(current: nn.Module) -> nn.Module:
         if alone:
             raise SideError(f"{type(module).__name__} cannot be copied, so it does not run in float64")
-        return upcast_copy(current, module)
+        return upcast_own(current, module)
 
     return Side(
         build=build,

@@ -5,13 +5,19 @@ an integer hash of i. It is linear, so ‖sketch(x) − sketch(y)‖ estimates �
 sqrt(2/K)/2 ≈ 2 % (DESIGN.md section 4; Charikar et al. 2002). K is prime and divides no axis, so that an error in one channel
 spreads over all buckets. The exact hash is multilinear over the bits, modulo 2^64 (Lemire and Kaser 2014): integer sums, so it is
 the same on every device.
+
+Large floating tensors in the processor's memory go through one compiled pass (`parity.trace.compiled`, where numba is installed); everything else through
+the plain one below, which gives the same numbers: sums up to the order of summation, the rest exactly.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +28,18 @@ BUCKETS = (1021, 1019, 1013, 1009)
 _PLACES = 20
 _BLOCK = {"cpu": 1 << _PLACES, "cuda": 1 << 24}  # elements at a time: what fits a cache, what fills a card
 _CACHED_BLOCKS = 8
+_COMPILED = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_LEAST = 4096  # elements from which on loading the compiled pass pays; the choice depends on the tensor alone
+_WORD = (1 << 64) - 1
+_LOW, _HIGH = (2, 1), (0x9E3779B1, 0x7F4A7C15)  # what Σ bits·weight and Σ bits count in each half of the hash
+
+
+class Fingerprint(NamedTuple):
+    """What is kept of a tensor in place of its values. sketch: float64 [K], on the CPU."""
+
+    stats: Stats
+    digest: str
+    sketch: Tensor
 
 
 def buckets(shape: Sequence[int]) -> int:
@@ -30,8 +48,117 @@ def buckets(shape: Sequence[int]) -> int:
     return next((k for k in BUCKETS if count % k), BUCKETS[0])
 
 
+def fingerprint(value: Tensor) -> Fingerprint:
+    """Return statistics, hash and sketch of `value`, in one pass where there is a compiled one."""
+    return _compiled(value) or Fingerprint(_plain_stats(value), _plain_digest(value), _plain_sketch(value))
+
+
 def sketch(value: Tensor) -> Tensor:
     """Return the linear sketch of `value`, float64 [K] on the CPU. Non-finite elements count as zero."""
+    found = _compiled(value)
+    return found.sketch if found else _plain_sketch(value)
+
+
+def stats(value: Tensor) -> Stats:
+    """Return count, census of non-finite values, and min, max, sum and sum of squares of the finite ones."""
+    found = _compiled(value)
+    return found.stats if found else _plain_stats(value)
+
+
+def digest(value: Tensor) -> str:
+    """Return an exact hash of dtype, shape and bits (any NaN counts as the same NaN), 32 hex digits, equal on every device."""
+    found = _compiled(value)
+    return found.digest if found else _plain_digest(value)
+
+
+# -- the compiled pass ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def compiled_pass() -> ModuleType | None:
+    """Return the module of the compiled pass, or None where numba is not installed or does not work."""
+    try:
+        return importlib.import_module("parity.trace.compiled")
+    except Exception:  # numba is an extra, and an old one next to a new numpy raises what it likes
+        return None
+
+
+def _compiled(value: Tensor) -> Fingerprint | None:
+    """Return the fingerprint from one compiled pass; None for what it does not cover, and for what is not finite throughout."""
+    real = value.detach()
+    if real.dtype == torch.complex64:
+        real = torch.view_as_real(real.resolve_conj().resolve_neg())
+    count = real.numel()
+    integer = _COMPILED.get(real.dtype)
+    if integer is None or real.device.type != "cpu" or not _LEAST <= count < 1 << 32:
+        return None
+    code = compiled_pass()
+    if code is None:
+        return None
+    half = integer == torch.int16
+    bits = real.resolve_neg().reshape(-1).view(integer).numpy().view("uint16" if half else "uint32")
+    found = code.sums(bits, real.dtype == torch.float16, buckets(value.shape))
+    if found is None:
+        return None
+    ends, (zeros, product, total), folded = found
+    low, high, whole, squares = (float(x) for x in ends)
+    made = Stats(count, 0, 0, 0, int(zeros), None, low + 0.0, high + 0.0, whole, squares)
+    return assembled(value.dtype, tuple(value.shape), made, int(product), int(total), torch.from_numpy(folded))
+
+
+def assembled(
+    dtype: torch.dtype, shape: tuple[int, ...], made: Stats, product: int, total: int, folded: Tensor
+) -> Fingerprint:
+    """Return the fingerprint from what a pass added up: product is Σ bits·weight, total is Σ bits."""
+    placed = _weights_of_places(made.count), _sum_of_places(made.count)
+    return Fingerprint(made, _hash_of(dtype, shape, product + placed[0], total + placed[1]), folded)
+
+
+def hash_of_classes(count: int, product: int, total: int) -> str:
+    """Return the hash of the places and classes of what is not finite, from Σ class·weight and Σ class (1 for NaN, 2 and 3 for the infinities)."""
+    return _hash_of(torch.int64, (count,), product + _weights_of_places(count), total + _sum_of_places(count))
+
+
+def _hash_of(dtype: torch.dtype, shape: tuple[int, ...], product: int, total: int) -> str:
+    """Return the hash from Σ (bits + place + 1)·weight and Σ (bits + place + 1)."""
+    start = _start(dtype, shape)
+    low, high = ((start + a * product + b * total) & _WORD for a, b in (_LOW, _HIGH))
+    return f"{low:016x}{high:016x}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _start(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Return what the hash begins with: FNV-1a of dtype and shape."""
+    head = f"{dtype}{shape}".encode()
+    return functools.reduce(lambda h, c: (h * 1099511628211 ^ c) & _WORD, head, 14695981039346656037)
+
+
+def _sum_of_places(count: int) -> int:
+    """Return Σ (place + 1) over `count` elements; the place is the index down to a multiple of 2^20."""
+    chunks, rest = divmod(count, 1 << _PLACES)
+    return (chunks * (chunks - 1) // 2 << 2 * _PLACES) + chunks * rest * (1 << _PLACES) + count
+
+
+@functools.lru_cache(maxsize=4096)
+def _weights_of_places(count: int) -> int:
+    """Return Σ (place + 1)·weight over `count` elements: it depends on nothing else."""
+    chunks, rest = divmod(count, 1 << _PLACES)
+    whole = sum(((c << _PLACES) + 1) * _chunk_weights(c, 1 << _PLACES) for c in range(chunks))
+    return whole + ((chunks << _PLACES) + 1) * _chunk_weights(chunks, rest)
+
+
+@functools.lru_cache(maxsize=8192)
+def _chunk_weights(chunk: int, count: int) -> int:
+    code, start = compiled_pass(), chunk << _PLACES
+    if code is not None and start + count <= 1 << 32:
+        return int(code.weights_sum(start, start + count))
+    return int(_make_hashes(start, count, "cpu").sum(dtype=torch.int64))
+
+
+# -- the plain pass ---------------------------------------------------------------------------------------------------
+
+
+def _plain_sketch(value: Tensor) -> Tensor:
     flat = _flat(value)
     total = torch.zeros(buckets(value.shape), dtype=torch.float64, device=flat.device)
     width = total.numel()
@@ -43,8 +170,7 @@ def sketch(value: Tensor) -> Tensor:
     return total.cpu()
 
 
-def stats(value: Tensor) -> Stats:
-    """Return count, census of non-finite values, and min, max, sum and sum of squares of the finite ones."""
+def _plain_stats(value: Tensor) -> Stats:
     flat = _flat(value)
     if flat.numel() == 0:
         return Stats(count=0)
@@ -68,7 +194,7 @@ def stats(value: Tensor) -> Stats:
         max=float(good.max()) if good.numel() else 0.0,
         sum=float(good.sum()),
         sumsq=float(good.dot(good)),
-        where=digest(_classes(wide)) if bad is not None else "",
+        where=_plain_digest(_classes(wide)) if bad is not None else "",
     )
 
 
@@ -77,22 +203,18 @@ def _classes(wide: Tensor) -> Tensor:
     return torch.isnan(wide) + 2 * (wide == float("inf")) + 3 * (wide == float("-inf")).to(torch.uint8)
 
 
-def digest(value: Tensor) -> str:
-    """Return an exact hash of dtype, shape and bits (any NaN counts as the same NaN), 32 hex digits, equal on every device."""
-    head = f"{value.dtype}{tuple(value.shape)}"
-    low = high = functools.reduce(
-        lambda h, c: (h * 1099511628211 ^ c) & 0xFFFFFFFFFFFFFFFF, head.encode(), 14695981039346656037
-    )
+def _plain_digest(value: Tensor) -> str:
     flat = _flat(value)
     if flat.is_floating_point() and flat.element_size() >= 2 and bool(torch.isnan(flat).any()):
         flat = torch.where(torch.isnan(flat), torch.full_like(flat, float("nan")), flat)
     bits = _bits(flat)
+    product = total = 0
     for start, block in _blocks(bits):
         block = block.to(torch.int64) + _step(start, block) + 1
         weights = _hashes(start, bits.device)[: block.numel()].to(torch.int64)
-        low += int((block * (weights * 2 + 1)).sum()) & 0xFFFFFFFFFFFFFFFF
-        high += int((block * (weights * 0x9E3779B1 + 0x7F4A7C15)).sum()) & 0xFFFFFFFFFFFFFFFF
-    return f"{low & 0xFFFFFFFFFFFFFFFF:016x}{high & 0xFFFFFFFFFFFFFFFF:016x}"
+        product += int((block * weights).sum())
+        total += int(block.sum())
+    return _hash_of(value.dtype, tuple(value.shape), product, total)
 
 
 def _step(start: int, block: Tensor) -> Tensor | int:
@@ -109,7 +231,7 @@ def distance(left: Tensor, right: Tensor) -> float:
 def _flat(value: Tensor) -> Tensor:
     value = value.detach()
     if value.is_complex():
-        value = torch.view_as_real(value.resolve_conj())
+        value = torch.view_as_real(value.resolve_conj().resolve_neg())
     if value.dtype == torch.bool:
         value = value.to(torch.uint8)
     return value.reshape(-1)

@@ -188,6 +188,11 @@ class Trace:
         if tensor is not None and isinstance(self.source, MemorySource):
             self.source.tensors[record.key] = tensor
 
+    def put(self, place: int, record: Record) -> None:
+        """Put a record that was completed in the place of the one that was added."""
+        self.records[place] = record
+        self._by_key[record.key] = record
+
     def to_pandas(self) -> pandas.DataFrame:
         """Return one line a record: site, coordinates, kind, module, dtype, shape, statistics."""
         from parity.report.tables import records_table

@@ -27,7 +27,7 @@ from parity.boundary.text import reason
 from parity.errors import CaseError, ParityError, TraceError
 from parity.files import check_folder, hold, replacing, sweep, write_text
 from parity.trace import Manifest, MemorySource, Parameter, Record, Trace
-from parity.trace.fingerprint import digest, sketch, stats
+from parity.trace.fingerprint import fingerprint
 from parity.trace.manifest import manifest_to_json, record_to_json
 
 SHARD_BYTES = 64 << 20
@@ -168,7 +168,7 @@ def _with_digests(record: Record, tensor: Tensor | None) -> Record:
     """Complete a record that kept its tensor alone: what is written can be compared without it."""
     if record.stats is not None or tensor is None:
         return record
-    return dataclasses.replace(record, stats=stats(tensor), digest=digest(tensor), sketch=sketch(tensor))
+    return dataclasses.replace(record, **fingerprint(tensor)._asdict())
 
 
 def _raw_manifest(path: Path) -> dict[str, Any] | None:

@@ -180,6 +180,13 @@ def test_two_results_of_one_name_have_two_pages(parity, tmp_path):
     assert len([p for p in (tmp_path / "h").iterdir() if p.name != "index.html"]) == 2
 
 
+def test_a_header_that_is_no_python_is_refused(parity, tmp_path):
+    raw = (FILES / "clip.npy").read_bytes()
+    (tmp_path / "h.npy").write_bytes(raw.replace(b"}", b"(", 1))
+    assert parity(f"video clip.npy {tmp_path}/h.npy")[0] == 2
+    assert parity(f"diagnose clip.npy {tmp_path}/h.npy")[0] == 2
+
+
 def test_a_clip_in_half_precision_is_read(tmp_path):
     from parity.clips.frames import load_clip
 

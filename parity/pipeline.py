@@ -32,7 +32,7 @@ from parity.compare.foreign import (
     unmeasured_notes,
 )
 from parity.compare.gradients import heal_gradients
-from parity.compare.invariants import TIER, broken, checked
+from parity.compare.invariants import TIER, broken
 from parity.compare.measure import measure, own_errors, own_levels
 from parity.compare.noise import excuse_noise
 from parity.compare.onset import judge_onset
@@ -50,7 +50,7 @@ from parity.errors import SideError, caught, collecting
 from parity.locate.conclude import EMPTY, conclude
 from parity.locate.isolation import isolate_sites, of_held
 from parity.locate.listing import refuse_unknown_site
-from parity.result import Coverage, Culprit, Divergence, Result, Row
+from parity.result import Divergence, Result, Row
 from parity.run.double import run_double, with_held
 from parity.run.side import Runs, grafting, reseating, run_side
 from parity.trace import Trace
@@ -273,7 +273,7 @@ def _run_case(
     zoom: str,
     precise: Trace | None,
 ) -> tuple[Result, Runs]:
-    setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
+    setting = setting or Setting(dtype=dtype_of_case(case, fault, variation))
     case = case.under(variation)
     inject = (fault.inject if fault else None) or (variation.inject if variation else None)
     say = progress or (lambda text: None)
@@ -348,50 +348,14 @@ def _run_case(
     ), runs
 
 
-def run_alone(
-    case: Case, setting: Setting | None = None, *, fault: Fault | None = None, variation: Variation | None = None
-) -> Result:
-    """Run the port without a reference and judge the case's invariants alone. Raises SideError when it fails to build or run."""
-    setting = setting or Setting(dtype=_dtype_of(case, fault, variation))
-    inject = (fault.inject if fault else None) or (variation.inject if variation else None)
-    port = run_side(case, "port", setting, inject=inject).trace
-    found, _ = broken(case.invariants, port)
-    count = checked(case.invariants, port)
-    verdict = "incomparable" if not count else "diverged" if found else "match"
-    first = found[0] if found else None
-    culprit = Culprit(first.module or first.site, site=first.site, coords=dict(first.coords)) if first else None
-    names = ", ".join(law.name for law in case.invariants) or "none"
-    return Result(
-        verdict=verdict,  # type: ignore[arg-type]
-        first=first,
-        culprit=culprit,
-        causes=(),
-        coverage=Coverage(compared=count, reference=0, port=len(port)),
-        divergences=tuple(found),
-        culprits=(culprit,) if culprit else (),
-        notes=(f"the port alone, no reference: {count} records under the invariants {names}",),
-        environment={
-            "reference": {},
-            "port": dict(port.manifest.environment),
-            "differences": [],
-            "dtype": port.manifest.dtype,
-            "seed": setting.seed,
-        },
-        case=case.label,
-        system=case.system,
-        command=f"parity run {case.label} --alone",
-        fault=fault.name if fault else None,
-        variation=variation.name if variation else None,
-    )
-
-
 def terms_of(case: Case, setting: Setting) -> Terms:
     """Return what a case says of its comparison."""
     dtype = str(setting.dtype).removeprefix("torch.")
     return Terms(case.names, case.allow_unaligned, case.relax, case.axis_words, dtype)
 
 
-def _dtype_of(case: Case, fault: Fault | None, variation: Variation | None) -> torch.dtype:
+def dtype_of_case(case: Case, fault: Fault | None, variation: Variation | None) -> torch.dtype:
+    """Return the dtype that a fault or variation asks for, else the first of the case."""
     chosen = (fault.dtype if fault else None) or (variation.dtype if variation else None)
     return chosen or case.dtypes[0]
 

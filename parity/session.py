@@ -144,7 +144,8 @@ def _forked(index: int) -> Answer:
 
 def run_job(job: Job, options: Options, say: Callable[[str], None] | None = None) -> Answer:
     """Run one job and write its report and traces."""
-    from parity.pipeline import run_alone, run_case
+    from parity.alone import run_alone
+    from parity.pipeline import run_case
 
     try:
         if options.pythons is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 CLOSE, COARSE = 1e-9, 1e-6
 Print = tuple[float, ...]
 _HUGE = (1e30, 1e31)  # stand for nan and infinity, which have no sums
+LOW, TIMES = -1e5, 1e6  # so low, and so many times the median: no score, a mask was added
 HIDDEN = -1e20  # a score below is that of a hidden key, whatever number hides it
 
 
@@ -20,7 +21,7 @@ def print_of(value: Tensor) -> Print | None:
     if value.numel() == 0 or value.is_meta:
         return None
     wide = (torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).detach().double().flatten()
-    hidden = wide < HIDDEN
+    hidden = _hidden(wide)
     wide = torch.nan_to_num(wide, nan=_HUGE[0], posinf=_HUGE[1], neginf=0.0).masked_fill(hidden, 0.0)
     scale = float(wide.abs().max()) or 1.0
     unit = (wide / scale).masked_fill(hidden, -3.0)
@@ -28,6 +29,13 @@ def print_of(value: Tensor) -> Print | None:
     sums = (float(unit.sum()) / n, float(unit.square().sum()) / n, float(torch.sin(3.7 * unit).sum()) / n)
     place = torch.arange(unit.numel(), dtype=torch.float64)
     return (float(value.numel()), scale, *sums, float((unit * torch.sin(1.0 + 0.7 * place)).sum()) / n)
+
+
+def _hidden(wide: Tensor) -> Tensor:
+    """Return which values are those of hidden keys: what so large a number is added to is lost in the sums, and so is what differs."""
+    if not float(wide.min()) < LOW:
+        return wide < HIDDEN
+    return (wide < HIDDEN) | (wide < min(LOW, -TIMES * float(wide.abs().median())))
 
 
 def near(a: Print | None, b: Print | None, close: float = COARSE, ordered: bool = False) -> bool:

@@ -30,7 +30,7 @@ ROOMS = (
     ("report",),
     ("pipeline",),
     ("measured",),
-    ("apart",),
+    ("alone", "apart"),
     ("api", "session"),
     ("stand_in",),
     ("lab",),

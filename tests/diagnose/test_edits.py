@@ -298,3 +298,14 @@ def test_a_weight_that_was_right_at_earlier_calls() -> None:
 def test_a_weight_that_was_never_right() -> None:
     found = cause(weight_of_another_call(1.0))
     assert found is None or found.class_id != "W14"
+
+
+def test_a_mask_of_any_size_hides_no_other_difference() -> None:
+    def masked(x: Tensor, scale: float, hidden: float) -> Tensor:
+        scores = (x @ W) @ x.mT * scale + torch.full((5, 5), hidden, dtype=x.dtype).triu(1)
+        return scores.softmax(-1) @ x
+
+    for hidden in (-1e4, -1e9, float("-inf")):
+        found = cause(evidence(lambda x, h=hidden: masked(x, 0.5, h), lambda x, h=hidden: masked(x, 0.25, h)))
+        assert found is not None
+        assert (found.class_id, found.residual < 1e-6) == ("A5", True)

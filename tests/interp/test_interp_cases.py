@@ -5,8 +5,9 @@ import torch
 
 from fixtures.interp.case import SYSTEM
 from fixtures.interp.invariants import INVARIANTS
+from parity.alone import run_alone
 from parity.case import Setting
-from parity.pipeline import run_alone, run_case
+from parity.pipeline import run_case
 
 
 def fault(name):

@@ -42,7 +42,7 @@ def told(result: Result) -> tuple[object, ...]:
 
 @pytest.mark.parametrize(
     ("port", "class_id"),
-    [(Model(), ""), (Renamed(), ""), (Model("gelu"), "N2"), (Model("eps"), "N1"), (Renamed("scale"), "N5")],
+    [(Model(), ""), (Renamed(), ""), (Model("gelu"), "N2"), (Model("eps"), "N1"), (Renamed("scale"), "A5")],
     ids=["right", "renamed", "gelu", "eps", "renamed scale"],
 )
 def test_it_says_what_a_run_of_both_sides_says(trace: Path, port: torch.nn.Module, class_id: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .axes import axis_name, kind_of, roles
 from .evidence import Evidence, Explanation, Hypothesis, as_float64
 from .fits import accept, comparable, noise_level, sure
-from .matching import as_rows, match_rows
+from .matching import as_rows, match_rows, same_values
 
 MOST_ENTRIES = 4096  # of an axis whose entries are looked up one by one
 
@@ -180,8 +180,8 @@ def slices_zeroed(ev: Evidence) -> Iterator[Explanation]:
 def reindexed(ev: Evidence) -> Iterator[Explanation]:
     """Every entry of P along one axis is an entry of R, some of them twice and others nowhere: one early, one late, held, skipped."""
     ids = ev.reference.dim() <= 2 and not ev.reference.is_floating_point()
-    if ids or not comparable(ev, 16):
-        return
+    if ids or not comparable(ev, 16) or same_values(ev):
+        return  # the same numbers in other places: a rearrangement
     for axis, size in enumerate(ev.r.shape):
         if not 3 <= size <= MOST_ENTRIES or ev.r.numel() // size < 8:
             continue

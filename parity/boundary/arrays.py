@@ -17,7 +17,8 @@ def read_npy(path: Path, where: str) -> NDArray[Any]:
     """Return the array of a `.npy` file, mapped, in this machine's byte order. Raises TraceError, one line; `where` begins the message."""
     try:
         # Mapped: a header that promises more than the file holds is refused before anything is taken from memory.
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(all="ignore"):  # a header may name sizes whose product is no number
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy reads the header as Python's own text: whatever its tokenizer and parser raise
         raise TraceError(f"{where}: truncated or not a plain .npy array ({reason(error)})") from None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiubc" or values.ndim > AXES:

@@ -13,6 +13,14 @@ from torch import Tensor
 from parity.capture.operations import Op
 
 UNTOUCHED = 1e-9  # of the largest difference
+SIGNED = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)  # with the operations of all integers
 FEWEST = 48  # numbers: an identity of fewer may be chance
 
 
@@ -100,11 +108,11 @@ def narrowed(ev: Evidence) -> Evidence | None:
 
     What was done to the end frame alone shows in its frame as an identity, and in the whole clip as nothing at all.
     """
+    if any(not t.is_floating_point() and t.dtype not in SIGNED for t in (ev.reference, ev.port)):
+        return None
     if not ev.same_shape or not bool(torch.isfinite(ev.d).all()) or not bool(ev.d.any()):
         return None
     reference, port, differs = ev.reference, ev.port, ev.d.abs() > UNTOUCHED * float(ev.d.abs().max())
-    if differs.shape != reference.shape:
-        return None  # complex
     for axis, n in enumerate(reference.shape):
         rest = [i for i in range(differs.dim()) if i != axis]
         hit = (differs.any(dim=rest) if rest else differs).nonzero().flatten()

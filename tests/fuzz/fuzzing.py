@@ -220,7 +220,9 @@ def mutated(draw: st.DrawFn, valid: Any, most: int = 3) -> Any:
             holder.extend([holder[key]] * draw(st.sampled_from([1, 2, 200])))
         elif how == "swap":
             other, there = places[draw(st.integers(0, len(places) - 1))]
-            with contextlib.suppress(KeyError, IndexError):
+            with contextlib.suppress(
+                KeyError, IndexError, RecursionError
+            ):  # what is nested too deep to be copied stays
                 holder[key], other[there] = copy.deepcopy(other[there]), copy.deepcopy(holder[key])
         elif how == "whole" and draw(st.integers(0, 9)) == 0:
             return draw(odd_values())

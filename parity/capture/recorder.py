@@ -236,7 +236,8 @@ class Recorder:
     # -- modules ------------------------------------------------------------------------------------------------------
 
     def _attach_modules(self, probe: Modules) -> None:
-        wanted, skipped = re.compile(probe.pattern), re.compile(probe.skip) if probe.skip else None
+        wanted = re.compile(probe.pattern, re.DOTALL)  # a name may hold a newline
+        skipped = re.compile(probe.skip, re.DOTALL) if probe.skip else None
         for path, module in probe.root.named_modules():
             site = probe.prefix + (path or probe.root_name).replace("@", "%40")  # what follows an @ is coordinates
             if isinstance(module, torch.jit.ScriptModule):

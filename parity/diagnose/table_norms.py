@@ -73,10 +73,12 @@ def other_axis(v: View) -> Named | None:
     if len(v.ref) != 1 or v.ref_names != v.own_names or v.numbers:
         return None
     mine, theirs = v.own[0], v.ref[0]
+    if len(mine.inputs) != len(theirs.inputs):
+        return None
     axes = [op.scalars.get("dim") for op in (theirs, mine)]
     same = [
         a.shape == b.shape and near(print_of(a), print_of(b), ordered=True)
-        for a, b in zip(theirs.inputs, mine.inputs, strict=False)
+        for a, b in zip(theirs.inputs, mine.inputs, strict=True)
     ]
     if None in axes or axes[0] == axes[1] or not all(same) or mine.name == "cat":
         return None

@@ -15,7 +15,7 @@ VERDICT_TEXT: Mapping[str, str] = {
     "match": "The port computes what the reference computes, within its floors.",
     "diverged": "The port departs from the reference.",
     "incomparable": "The two runs could not be compared: this is not a pass.",
-    "incomplete": "A trace is incomplete: this is not a pass.",
+    "incomplete": "Not everything could be compared: this is not a pass.",
 }
 METRIC_TEXT: Mapping[str, str] = {
     "rel_l2": "relative L2",

@@ -66,7 +66,7 @@ def test_incomparable_says_what_was_not_aligned() -> None:
 def test_incomplete_is_no_pass() -> None:
     message = failure_message(replace(match(), verdict="incomplete"))
     assert message.startswith(
-        "parity INCOMPLETE: waypoint/tiny\n            A trace is incomplete: this is not a pass."
+        "parity INCOMPLETE: waypoint/tiny\n            Not everything could be compared: this is not a pass."
     )
 
 
